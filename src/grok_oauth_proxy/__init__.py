@@ -1,0 +1,3 @@
+"""A local OpenAI-compatible endpoint for a Grok (SuperGrok) OAuth login."""
+
+__version__ = "0.1.0"
