@@ -1,0 +1,123 @@
+"""Credential files on disk: private, whole or not at all, and locked across processes.
+
+Law: a reader sees the old file or the new one, never a part; the new one is on the disk before anybody acts
+on it; nobody but the owner can read it at any moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import AsyncFileLock, Timeout
+
+from grok_oauth_proxy.errors import StoreProblem
+
+LOCK_TIMEOUT = 30.0
+"""Seconds to wait for another owner. Hermes holds the lock during its own refresh, up to 25 s."""
+
+_MAX_STORE = 16 * 1024 * 1024
+
+
+@asynccontextmanager
+async def locked(paths: tuple[Path, ...]) -> AsyncIterator[None]:
+    """Hold the lock files, in this order; raise `StoreProblem` when one can't be had in time.
+
+    The lock is flock(2) on the file, which is left in place: what Hermes takes too.
+    """
+    async with AsyncExitStack() as stack:
+        for path in paths:
+            try:
+                await stack.enter_async_context(AsyncFileLock(path, timeout=LOCK_TIMEOUT, mode=0o600))
+            except Timeout:
+                raise StoreProblem(
+                    f"Another program has held {path} for {LOCK_TIMEOUT:.0f} s. End it, or wait for it.",
+                    code="lock_busy",
+                ) from None
+            except OSError as error:
+                raise StoreProblem(
+                    f"Cannot lock {path}: {error.strerror}. Make the folder writable for this user.",
+                    code="lock_failed",
+                ) from None
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raise `StoreProblem` with code missing, unreadable or corrupt."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_STORE + 1)
+    except FileNotFoundError:
+        raise StoreProblem(f"{path} does not exist.", code="missing") from None
+    except OSError as error:
+        raise StoreProblem(f"{path} cannot be read: {error.strerror}.", code="unreadable") from None
+    try:
+        content = json.loads(text) if len(text) <= _MAX_STORE else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise StoreProblem(f"{path} is damaged: it is not a JSON object.", code="corrupt")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` by `content`, atomically, mode 0600, on disk when this returns. Raises OSError.
+
+    A symbolic link is followed, as Hermes does: the file it names is replaced, the link stays.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _move_into_place(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        # A file mounted by itself (a container's bind mount) can be rewritten but not replaced.
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        shutil.copyfile(temporary, target)
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_private(path: Path) -> bool:
+    """Take away what others may do with `path`; True when something had to be repaired. Raises OSError."""
+    status = path.stat()
+    if status.st_uid != os.geteuid() or not status.st_mode & 0o077:
+        return False
+    path.chmod(status.st_mode & 0o700)
+    return True
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that it is kept; return its new name. Raises OSError."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    return path.rename(kept)

@@ -1,0 +1,175 @@
+"""Hermes Agent's auth.json, read and written as a good co-owner of the grant.
+
+Law: while the chain lives in Hermes' store it is spent only under Hermes' own lock, the store is re-read
+first, and the successor goes back to every place that held the spent token. Everything else in the file is
+left as it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from grok_oauth_proxy.credentials.files import locked, read_json, write_json
+from grok_oauth_proxy.credentials.token import Grant, read_token
+from grok_oauth_proxy.errors import StoreProblem
+
+PROVIDER = "xai-oauth"
+_SIGN_IN = "Sign in with `hermes auth add xai-oauth`."
+
+
+@dataclass(frozen=True, slots=True)
+class HermesStore:
+    """One auth file, or a profile's followed by the root store it falls back to."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return "hermes"
+
+    def lock(self) -> AbstractAsyncContextManager[None]:
+        """Hermes' own lock of each store, the profile's first: the order Hermes takes them in."""
+        return locked(tuple(p.with_name("auth.lock") for p in self.paths if p.parent.is_dir()))
+
+    def read(self) -> list[Grant]:
+        """Every xAI grant, most preferred first; raise `StoreProblem` when there is none.
+
+        Codes: missing, unreadable, corrupt, no_tokens.
+        """
+        problems: list[StoreProblem] = []
+        for path in self.paths:
+            try:
+                grants = _grants(read_json(path))
+            except StoreProblem as problem:
+                problems.append(StoreProblem(f"{problem.message} {_SIGN_IN}", code=problem.code))
+                continue
+            if grants:
+                return grants
+            problems.append(StoreProblem(f"{path} holds no xAI login. {_SIGN_IN}", code="no_tokens"))
+        raise problems[0]
+
+    def write_back(self, old: Grant, new: Grant) -> int:
+        """Put `new` wherever `old` stands and return in how many places; hold the lock. Raises OSError.
+
+        A store that does not hold `old` (any more) is not written at all.
+        """
+        written = 0
+        for path in self.paths:
+            try:
+                store = read_json(path)
+            except StoreProblem:
+                continue
+            if places := _replace(store, old, new):
+                write_json(path, store)
+                written += places
+        return written
+
+    def fingerprint(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What changes whenever a store is written: mtime in ns, size and inode of each."""
+        return tuple(_stamp(path) for path in self.paths)
+
+    def unwritable(self) -> Path | None:
+        """The first store whose rotated tokens could not be written back, judged without writing."""
+        for path in self.paths:
+            if not path.exists():
+                continue
+            target = Path(os.path.realpath(path))
+            lock = path.with_name("auth.lock")
+            writable = os.access(target, os.W_OK) and os.access(target.parent, os.W_OK)
+            if not writable or not os.access(lock if lock.exists() else path.parent, os.W_OK):
+                return path
+        return None
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _grants(store: dict[str, Any]) -> list[Grant]:
+    found: dict[str, Grant] = {}
+    for tokens in (_provider_tokens(store), *_pool(store)):
+        if grant := _grant(tokens):
+            found.setdefault(grant.fingerprint, grant)
+    return list(found.values())
+
+
+def _grant(tokens: dict[str, Any]) -> Grant | None:
+    access, refresh, identity = (_text(tokens, f"{kind}_token") for kind in ("access", "refresh", "id"))
+    if not access or not refresh:
+        return None
+    return Grant(
+        token=read_token(access, id_token=identity),
+        refresh_token=SecretStr(refresh),
+        id_token=SecretStr(identity) if identity else None,
+        token_type=_text(tokens, "token_type") or "Bearer",
+    )
+
+
+def _text(tokens: dict[str, Any], name: str) -> str | None:
+    value = tokens.get(name)
+    if not isinstance(value, str):
+        return None
+    value = value.strip()
+    # What will stand in an HTTP header must be visible ASCII; anything else is not a token.
+    return value if value and all(0x21 <= ord(character) <= 0x7E for character in value) else None
+
+
+def _provider_tokens(store: dict[str, Any]) -> dict[str, Any]:
+    block = _child(_child(store, "providers"), PROVIDER)
+    return _child(block, "tokens")
+
+
+def _child(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    value = parent.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _pool(store: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    entries = _child(store, "credential_pool").get(PROVIDER)
+    if isinstance(entries, list):
+        yield from (entry for entry in entries if isinstance(entry, dict))
+
+
+def _replace(store: dict[str, Any], old: Grant, new: Grant) -> int:
+    spent = old.refresh_token.get_secret_value()
+    refreshed_at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    places = 0
+    tokens = _provider_tokens(store)
+    mirrored = _text(tokens, "refresh_token") == spent
+    if mirrored:
+        tokens |= _as_stored(new)
+        store["providers"][PROVIDER]["last_refresh"] = refreshed_at
+        places += 1
+    for entry in _pool(store):
+        # Hermes keeps `device_code` entries equal to the provider block: a stale mirror is renewed too.
+        if _text(entry, "refresh_token") == spent or (mirrored and entry.get("source") == "device_code"):
+            entry["access_token"] = new.token.bearer.get_secret_value()
+            entry["refresh_token"] = new.refresh_token.get_secret_value()
+            entry["last_refresh"] = refreshed_at
+            places += 1
+    return places
+
+
+def _as_stored(grant: Grant) -> dict[str, Any]:
+    stored: dict[str, Any] = {
+        "access_token": grant.token.bearer.get_secret_value(),
+        "refresh_token": grant.refresh_token.get_secret_value(),
+        "token_type": grant.token_type,
+    }
+    if grant.id_token:
+        stored["id_token"] = grant.id_token.get_secret_value()
+    if grant.expires_in is not None:
+        stored["expires_in"] = grant.expires_in
+    return stored

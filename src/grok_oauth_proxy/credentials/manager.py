@@ -1,0 +1,284 @@
+"""The keeper of the grant. Callers say `await tokens.get()` and nothing else.
+
+Law: one refresh at a time; it runs in a task of its own that no caller can cancel; the successor is on disk
+before anybody is given it; a dead link is never sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.credentials.chain import Chain
+from grok_oauth_proxy.credentials.messages import BEHIND, BLOCKED, READ_ONLY, TRANSIENT, UNSAVED
+from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Terminal, Transient
+from grok_oauth_proxy.credentials.token import Grant, Token
+from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
+from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded
+
+_MAX_BACKOFF = 60.0
+_SUSPENDED = 60.0
+"""Seconds by which wall clock and monotonic clock must differ to say that the system slept."""
+
+
+class Refresher(Protocol):
+    """Spends a refresh token: see `oauth.AuthorizationServer`."""
+
+    @property
+    def token_endpoint(self) -> str: ...
+    async def refresh(self, grant: Grant, client_id: str) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialStatus:
+    """What /health and the metrics show. Times are seconds, wall clock; no secret is in it."""
+
+    source: str
+    token_endpoint: str
+    expires_at: float | None
+    seconds_to_expiry: float | None
+    usable: bool
+    problem: RefreshFailed | None
+    last_refresh: dict[str, Any]
+    successes: int
+    failures: int
+
+
+class TokenManager:
+    """Keeps one grant alive. All calls belong on one event loop."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        server: Refresher,
+        *,
+        window: float,
+        client_id: str | None,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._chain = chain
+        self._server = server
+        self._window = window
+        self._client_id = client_id
+        self._observer = observer
+        self._clock = clock
+        self._refreshing: asyncio.Task[None] | None = None
+        self._problem: RefreshFailed | None = None
+        self._retry_at = 0.0
+        self._failures_in_a_row = 0
+        self._successes = self._failures = 0
+        self._changed = asyncio.Event()
+        self._disk = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"TokenManager(source={self._chain.source.name!r}, problem={self._problem})"
+
+    # What callers use.
+
+    async def start(self) -> None:
+        """Import the grant; raise `StoreProblem` when there is none."""
+        await asyncio.to_thread(self._chain.recall)
+        await self.reload()
+
+    async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token:
+        """A token with more than `at_least` seconds left, that is not `refused`, the one the API refused.
+
+        `at_least` is bounded by the token's own refresh window. Waits for a refresh only when there is no
+        such token; raises `CredentialsUnavailable` when it gave none.
+        """
+        token = self._usable(refused, at_least)
+        # Twice at most: the first refresh may have been another caller's, begun before `refused` was known.
+        for _ in range(2):
+            if token is not None:
+                return token
+            await self._refresh(refused)
+            token = self._usable(refused, 0.0)
+        if token is None:
+            raise self._unavailable()
+        return token
+
+    async def refresh_ahead(self) -> None:
+        """What the prewarm task does when `seconds_until_due` has passed; failures are kept, not raised."""
+        if self.seconds_until_due() <= 0:
+            await self._refresh(None)
+
+    async def reload(self) -> None:
+        """The store changed: adopt what it holds. Raises `StoreProblem`; what is in use stays in use."""
+        before = self._chain.grant
+        async with self._disk:
+            grants = await asyncio.to_thread(self._chain.source.read)
+            if self._chain.lags(grants) and self._chain.source.unwritable() is None:
+                async with self._chain.source.lock():
+                    await asyncio.to_thread(self._chain.synchronise)
+            else:
+                await asyncio.to_thread(self._chain.adopt, grants)
+        if self._chain.grant != before:
+            self._heal()
+            self._changed.set()
+        if self._chain.is_dead:
+            self._problem = RefreshFailed("invalid_grant", BLOCKED["invalid_grant"], terminal=True)
+
+    def seconds_until_due(self) -> float:
+        """Seconds until a refresh (or another try at one) is due; infinite when only the store can help."""
+        token = self._token
+        if token is None or (self._problem and self._problem.terminal):
+            return math.inf
+        due = token.remaining(self._clock.wall()) - token.refresh_window(self._window)
+        if self._chain.unfinished:
+            due = 0.0
+        return max(due, self._retry_at - self._clock.monotonic())
+
+    async def wait_for_change(self, timeout: float) -> None:
+        """Return when the grant changed or a refresh ended, at the latest after `timeout` seconds."""
+        self._changed.clear()
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except TimeoutError:
+            return
+
+    def status(self) -> CredentialStatus:
+        token = self._token
+        remaining = token.remaining(self._clock.wall()) if token else -math.inf
+        return CredentialStatus(
+            source=self._chain.source.name,
+            token_endpoint=self._server.token_endpoint,
+            expires_at=token.expires_at if token else None,
+            seconds_to_expiry=remaining if math.isfinite(remaining) else None,
+            usable=remaining > 0,
+            problem=self._problem,
+            last_refresh=self._chain.state.last_refresh,
+            successes=self._successes,
+            failures=self._failures,
+        )
+
+    async def aclose(self) -> None:
+        """Let a refresh in flight end: a rotation cut half-way would lose the grant."""
+        if self._refreshing:
+            await asyncio.wait([self._refreshing])
+
+    # Single flight.
+
+    @property
+    def _token(self) -> Token | None:
+        return self._chain.grant.token if self._chain.grant else None
+
+    def _usable(self, refused: Token | None, at_least: float) -> Token | None:
+        token = self._token
+        if token is None or (refused is not None and token.bearer == refused.bearer):
+            return None
+        # A token must outlive its journey to the API.
+        needed = max(min(at_least, token.refresh_window(self._window)), min(1.0, token.lifetime / 20))
+        return token if token.remaining(self._clock.wall()) > needed else None
+
+    def _is_stale(self, refused: Token | None) -> bool:
+        token = self._token
+        if token is None or (refused is not None and token.bearer == refused.bearer):
+            return True
+        return token.remaining(self._clock.wall()) <= token.refresh_window(self._window)
+
+    async def _refresh(self, refused: Token | None) -> None:
+        if self._problem and (self._problem.terminal or self._clock.monotonic() < self._retry_at):
+            return
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._run_refresh(refused), name="token-refresh")
+        await asyncio.shield(self._refreshing)
+
+    async def _run_refresh(self, refused: Token | None) -> None:
+        try:
+            async with self._disk:
+                await self._transaction(refused)
+        except StoreProblem as problem:
+            self._fail(RefreshFailed(problem.code, problem.message, terminal=False))
+        finally:
+            self._refreshing = None
+            self._changed.set()
+
+    # One refresh, under the lock of whoever shares the grant.
+
+    async def _transaction(self, refused: Token | None) -> None:
+        chain = self._chain
+        if (store := chain.source.unwritable()) is not None:
+            await asyncio.to_thread(lambda: chain.adopt(chain.source.read()))
+            if self._is_stale(refused):
+                raise StoreProblem(READ_ONLY.format(store=store), code="store_read_only")
+            self._heal()
+            return
+        async with chain.source.lock():
+            if not await asyncio.to_thread(chain.save_leftovers):
+                raise StoreProblem(UNSAVED, code="not_saved")
+            await asyncio.to_thread(chain.synchronise)
+            while chain.grant and self._is_stale(refused) and not chain.is_dead:
+                if not await self._spend(chain.grant):
+                    break
+                # Terminal: a sibling may have rotated outside the lock, so the store is read again
+                # before the verdict is believed (facts: OAuth server).
+                await asyncio.to_thread(chain.synchronise)
+            if chain.behind:
+                raise StoreProblem(BEHIND, code="store_not_written")
+        if not self._is_stale(refused):
+            self._heal()
+
+    async def _spend(self, grant: Grant) -> bool:
+        """Send the refresh token once; True when the verdict was terminal and the store wants a look."""
+        client_id = self._client_id or grant.token.client_id
+        if client_id is None:
+            self._fail(RefreshFailed("no_client_id", BLOCKED["no_client_id"], terminal=True))
+            return False
+        drift = self._clock.wall() - self._clock.monotonic()
+        outcome = await self._server.refresh(grant, client_id)
+        match outcome:
+            case Refreshed(renewed, rotated):
+                await self._publish(grant, renewed, rotated=rotated)
+            case Terminal(error):
+                self._fail(RefreshFailed(error, BLOCKED[error], terminal=True))
+                await asyncio.to_thread(self._chain.bury, grant)
+                return True
+            case NotEntitled():
+                self._fail(RefreshFailed("not_entitled", BLOCKED["not_entitled"], terminal=True))
+            case Transient(reason, retry_after):
+                if abs(self._clock.wall() - self._clock.monotonic() - drift) > _SUSPENDED:
+                    reason = "suspended"
+                message = TRANSIENT.format(reason=reason)
+                self._fail(RefreshFailed(reason, message, terminal=False), retry_after)
+        return False
+
+    async def _publish(self, old: Grant, new: Grant, *, rotated: bool) -> None:
+        self._chain.note_refresh(self._clock.wall(), None, rotated=rotated)
+        if not await asyncio.to_thread(self._chain.advance, old, new):
+            raise StoreProblem(UNSAVED, code="not_saved")
+        self._successes += 1
+        self._heal()
+        self._observer(RefreshSucceeded(rotated=rotated, lifetime=new.token.lifetime))
+
+    # Bookkeeping.
+
+    def _heal(self) -> None:
+        self._problem = None
+        self._retry_at = 0.0
+        self._failures_in_a_row = 0
+
+    def _fail(self, failure: RefreshFailed, retry_after: float | None = None) -> None:
+        self._problem = failure
+        self._failures += 1
+        self._chain.note_refresh(self._clock.wall(), failure.reason, rotated=False)
+        # Jitter needs no cryptographic randomness.
+        backoff = min(_MAX_BACKOFF, 2.0**self._failures_in_a_row) * random.uniform(0.5, 1.0)  # noqa: S311
+        self._failures_in_a_row += 1
+        self._retry_at = self._clock.monotonic() + max(backoff, retry_after or 0.0)
+        self._observer(failure)
+
+    def _unavailable(self) -> CredentialsUnavailable:
+        problem = self._problem
+        if problem is None:
+            return CredentialsUnavailable(
+                "There is no valid access token yet. Try again in a moment.", code="no_token", retry_after=1
+            )
+        wait = max(1, round(self._retry_at - self._clock.monotonic()))
+        return CredentialsUnavailable(
+            problem.message, code=problem.reason, retry_after=None if problem.terminal else wait
+        )

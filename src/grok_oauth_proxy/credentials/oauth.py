@@ -1,0 +1,189 @@
+"""The authorization server: where it is, and what its answers to a refresh mean.
+
+Law (facts: OAuth server): only a top-level string `error` of invalid_grant or invalid_client ends a grant;
+403 with JSON means the account is not entitled; whatever else is not a token is transient, HTML above all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.credentials.token import Grant, fresh_token
+from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
+
+TERMINAL_ERRORS = frozenset({"invalid_grant", "invalid_client"})
+_MAX_REPLY = 256 * 1024
+_MAX_RETRY_AFTER = 3600.0
+_READ_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """A new access token; `rotated` is False when the reply kept the refresh token (RFC 6749 §6)."""
+
+    grant: Grant
+    rotated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The refresh token will never work again; `error` is the RFC 6749 §5.2 code."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotEntitled:
+    """The account may not use the API; neither a refresh nor a new login changes that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """No verdict. `reason` is from a fixed set, `retry_after` seconds if the server named some."""
+
+    reason: str
+    retry_after: float | None = None
+
+
+Outcome = Refreshed | Terminal | NotEntitled | Transient
+
+
+class AuthorizationServer:
+    """Discovery and refresh. Never raises for what a server answers or a network does: see `Outcome`."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        issuer: str,
+        *,
+        allow_loopback: bool,
+        connect_timeout: float,
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._issuer = issuer
+        self._allow_loopback = allow_loopback
+        self._timeout = httpx.Timeout(_READ_TIMEOUT, connect=connect_timeout)
+        self._clock = clock
+        self._discovered: str | None = None
+
+    @property
+    def token_endpoint(self) -> str:
+        """The discovered endpoint, or the documented one while discovery has not succeeded."""
+        return self._discovered or f"{self._issuer}/oauth2/token"
+
+    async def refresh(self, grant: Grant, client_id: str) -> Outcome:
+        """Spend the refresh token of `grant` once."""
+        if refused := await self._discover():
+            return refused
+        form = {
+            "grant_type": "refresh_token",
+            "client_id": client_id,
+            "refresh_token": grant.refresh_token.get_secret_value(),
+        }
+        token = grant.token
+        if (token.principal_type or "").casefold() == "team" and token.principal_id:
+            form |= {"principal_type": token.principal_type or "", "principal_id": token.principal_id}
+        try:
+            status, headers, body = await self._ask("POST", self.token_endpoint, form)
+        except httpx.TransportError as error:
+            return Transient(_network_reason(error))
+        return judge(grant, status, headers, body, now=self._clock.wall())
+
+    async def _discover(self) -> Transient | None:
+        """Learn the token endpoint once. Only an endpoint outside x.ai stops a refresh; failure does not."""
+        if self._discovered:
+            return None
+        try:
+            status, _, body = await self._ask("GET", f"{self._issuer}/.well-known/openid-configuration")
+        except httpx.TransportError:
+            return None
+        endpoint = (_json_object(body) or {}).get("token_endpoint") if status == httpx.codes.OK else None
+        if not isinstance(endpoint, str):
+            return None
+        try:
+            self._discovered = trusted_url(endpoint, allow_loopback=self._allow_loopback)
+        except UntrustedOrigin:
+            return Transient("untrusted_token_endpoint")
+        return None
+
+    async def _ask(
+        self, method: str, url: str, form: dict[str, str] | None = None
+    ) -> tuple[int, httpx.Headers, bytes]:
+        headers = {"accept": "application/json"}
+        async with self._client.stream(
+            method, url, data=form, headers=headers, timeout=self._timeout
+        ) as response:
+            body = b""
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _MAX_REPLY:
+                    raise httpx.RemoteProtocolError("the reply is too long")
+            return response.status_code, response.headers, body
+
+
+def judge(grant: Grant, status: int, headers: httpx.Headers, body: bytes, *, now: float) -> Outcome:
+    """What an answer of the token endpoint to the refresh of `grant` means (pure)."""
+    reply = _json_object(body)
+    if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return Transient(f"http_{status}", _retry_after(headers))
+    if status == httpx.codes.OK:
+        return _accept(grant, reply, now) if reply else Transient("malformed_reply")
+    if reply is None:
+        return Transient("not_json" if body else "empty_reply")
+    error = reply.get("error")
+    if isinstance(error, str) and error in TERMINAL_ERRORS:
+        return Terminal(error)
+    if status == httpx.codes.FORBIDDEN:
+        return NotEntitled()
+    return Transient(f"http_{status}")
+
+
+def _accept(grant: Grant, reply: dict[str, Any], now: float) -> Outcome:
+    access = _token_text(reply.get("access_token"))
+    if not access:
+        return Transient("malformed_reply")
+    # RFC 6749 §6: no refresh_token in the reply means that the old one stays good.
+    refresh = _token_text(reply.get("refresh_token")) or grant.refresh_token.get_secret_value()
+    identity = _token_text(reply.get("id_token"))
+    expires_in = reply.get("expires_in")
+    seconds = expires_in if isinstance(expires_in, int) and 0 < expires_in < 10**9 else None
+    renewed = Grant(
+        token=fresh_token(access, expires_in=seconds, now=now),
+        refresh_token=SecretStr(refresh),
+        id_token=SecretStr(identity) if identity else grant.id_token,
+        token_type=_token_text(reply.get("token_type")) or "Bearer",
+        expires_in=seconds,
+    )
+    return Refreshed(renewed, rotated=renewed.fingerprint != grant.fingerprint)
+
+
+def _token_text(value: object) -> str | None:
+    if not isinstance(value, str) or not value or len(value) > _MAX_REPLY:
+        return None
+    return value if all(0x21 <= ord(character) <= 0x7E for character in value) else None
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return reply if isinstance(reply, dict) else None
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    value = headers.get("retry-after", "")
+    return min(float(value), _MAX_RETRY_AFTER) if value.isascii() and value.isdigit() else None
+
+
+def _network_reason(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+        return "unreachable"
+    return "timeout" if isinstance(error, httpx.TimeoutException) else "broken_off"

@@ -1,0 +1,178 @@
+"""The proxy's own state file: the grant in use, which links of the chain are spent, which are dead.
+
+Hermes' store stays the truth while the grant lives there. This file is what makes a crash between two writes,
+or a store that could not be written, recoverable: it knows the successor of a link the store still holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from grok_oauth_proxy.credentials.files import make_private, read_json, set_aside, write_json
+from grok_oauth_proxy.credentials.token import Grant, read_token
+from grok_oauth_proxy.errors import StoreProblem
+
+_VERSION = 1
+_REMEMBERED = 64
+"""How many spent and dead links are remembered. A store restored from a backup older than that is a risk
+only if the links in between were all spent by this proxy."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the file holds. `spent` and `dead` are fingerprints, newest last."""
+
+    source: str
+    client_id: str | None = None
+    grant: Grant | None = None
+    spent: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    last_refresh: dict[str, Any] = field(default_factory=dict)
+
+    def after_rotation(self, old: Grant, new: Grant) -> State:
+        if old.fingerprint == new.fingerprint:
+            return replace(self, grant=new)
+        return replace(self, grant=new, spent=(*self.spent, old.fingerprint)[-_REMEMBERED:])
+
+    def merged(self, memory: State) -> State:
+        """This state, as read from disk, with what a running proxy knows beyond it."""
+        return replace(
+            self,
+            source=memory.source,
+            spent=tuple(dict.fromkeys((*self.spent, *memory.spent)))[-_REMEMBERED:],
+            dead=tuple(dict.fromkeys((*self.dead, *memory.dead)))[-_REMEMBERED:],
+            last_refresh=memory.last_refresh or self.last_refresh,
+        )
+
+    def after_death(self, fingerprint: str) -> State:
+        return replace(self, dead=(*self.dead, fingerprint)[-_REMEMBERED:])
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """auth_state.json: mode 0600 in a directory of mode 0700."""
+
+    path: Path
+
+    def prepare(self) -> list[str]:
+        """Make the directory and repair permissions before anything is read; returns what was repaired.
+
+        A directory that is not named grok-oauth-proxy may hold other people's files and is left alone.
+        Raises `StoreProblem`.
+        """
+        directory, repaired = self.path.parent, []
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            candidates = [directory] if directory.name == "grok-oauth-proxy" else []
+            for path in (*candidates, self.path):
+                if path.exists() and make_private(path):
+                    repaired.append(f"{path} was open to other users and is now private.")
+        except OSError as error:
+            raise StoreProblem(
+                f"The state folder {directory} cannot be used: {error.strerror}. "
+                "Make it writable, or set GROK_PROXY_AUTH_STATE to another file.",
+                code="state_unusable",
+            ) from None
+        return repaired
+
+    def load(self) -> State | None:
+        """The state, or None when there is no file; raise `StoreProblem` (unreadable, corrupt)."""
+        try:
+            content = read_json(self.path)
+        except StoreProblem as problem:
+            if problem.code == "missing":
+                return None
+            raise
+        try:
+            return _decode(content)
+        except (KeyError, TypeError, ValueError):
+            raise StoreProblem(f"{self.path} has an unknown shape.", code="corrupt") from None
+
+    def set_aside_if_corrupt(self) -> str | None:
+        """Keep a damaged file under another name, so that it is never overwritten; says so, or None."""
+        try:
+            self.load()
+        except StoreProblem as problem:
+            if problem.code != "corrupt":
+                raise
+            try:
+                kept = set_aside(self.path)
+            except OSError as error:
+                raise StoreProblem(
+                    f"{problem.message} It cannot be set aside: {error.strerror}.", code="state_unusable"
+                ) from None
+            return f"{problem.message} It is kept as {kept}; a new one is written."
+        return None
+
+    def save(self, state: State) -> None:
+        """Write it, on disk when this returns. Raises OSError."""
+        write_json(self.path, _encode(state))
+
+
+def _encode(state: State) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "provider": "xai-oauth",
+        "source": state.source,
+        "client_id": state.client_id,
+        "tokens": _encode_grant(state.grant) if state.grant else None,
+        "spent": list(state.spent),
+        "dead": list(state.dead),
+        "last_refresh": state.last_refresh,
+    }
+
+
+def _encode_grant(grant: Grant) -> dict[str, Any]:
+    return {
+        "access_token": grant.token.bearer.get_secret_value(),
+        "refresh_token": grant.refresh_token.get_secret_value(),
+        "id_token": grant.id_token.get_secret_value() if grant.id_token else None,
+        "token_type": grant.token_type,
+        "expires_in": grant.expires_in,
+        "issued_at": grant.token.issued_at,
+        "expires_at": grant.token.expires_at,
+    }
+
+
+def _decode(content: dict[str, Any]) -> State:
+    if content["version"] != _VERSION:
+        raise ValueError("unknown version")
+    tokens = content["tokens"]
+    return State(
+        source=_text(content["source"]),
+        client_id=_optional_text(content["client_id"]),
+        grant=_decode_grant(tokens) if tokens is not None else None,
+        spent=tuple(_text(item) for item in content["spent"]),
+        dead=tuple(_text(item) for item in content["dead"]),
+        last_refresh=dict(content["last_refresh"]),
+    )
+
+
+def _decode_grant(tokens: dict[str, Any]) -> Grant:
+    identity = _optional_text(tokens["id_token"])
+    expires_in, expires_at = tokens["expires_in"], tokens["expires_at"]
+    return Grant(
+        token=replace(
+            read_token(_text(tokens["access_token"]), id_token=identity),
+            issued_at=float(tokens["issued_at"]),
+            expires_at=None if expires_at is None else float(expires_at),
+        ),
+        refresh_token=SecretStr(_text(tokens["refresh_token"])),
+        id_token=SecretStr(identity) if identity else None,
+        token_type=_text(tokens["token_type"]),
+        expires_in=None if expires_in is None else int(expires_in),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text expected")
+    return value
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)

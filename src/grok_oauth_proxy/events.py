@@ -1,0 +1,106 @@
+"""What happened, as frozen values, and the protocol of whoever wants to hear it.
+
+The core emits these and imports none of its observers. No event holds a token, a key, a body or a query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStarted:
+    """A request under /v1 was accepted at the front door."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """A request under /v1 ended. Times are seconds; `ttfb` is None when no response head was sent.
+
+    `path` is as the client sent it, without the query. `ending` says how the exchange ended: complete,
+    truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
+    """
+
+    method: str
+    path: str
+    status: int
+    duration: float
+    ttfb: float | None
+    bytes_in: int
+    bytes_out: int
+    request_id: str
+    ending: Literal["complete", "truncated", "client_gone", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshSucceeded:
+    """The authorization server gave a new access token. `lifetime` is seconds."""
+
+    rotated: bool
+    lifetime: float
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshFailed:
+    """A refresh gave no token. `reason` is from a fixed set; `message` says what to do."""
+
+    reason: str
+    message: str
+    terminal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChainAdopted:
+    """Tokens that another owner of the grant wrote to the store are now in use."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTrouble:
+    """A credential file could not be read or written; `message` says what to do."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleTokenRetry:
+    """The API refused a token as stale: a refresh or resend was attempted, and how that went."""
+
+    outcome: Literal["attempt", "success", "failure"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFailed:
+    """An attempt got no complete answer. `kind` is from a fixed set."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRejected:
+    """The API refused a request; `kind` is one of `proxy.rejections`, `meaning` says it in plain words."""
+
+    kind: str
+    meaning: str
+
+
+Event = (
+    RequestStarted
+    | RequestFinished
+    | RefreshSucceeded
+    | RefreshFailed
+    | ChainAdopted
+    | StoreTrouble
+    | StaleTokenRetry
+    | UpstreamFailed
+    | UpstreamRejected
+)
+
+
+class Observer(Protocol):
+    """Hears every event, one at a time, from any thread. Must not block and must not raise."""
+
+    def __call__(self, event: Event, /) -> None: ...

@@ -1,0 +1,131 @@
+"""The only reader of the environment: every setting, its unit, its default and its limits."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from grok_oauth_proxy.errors import ConfigurationError
+from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
+
+MIN_API_KEY_LENGTH = 16
+
+# Names other programs read that look like ours.
+_FOREIGN = frozenset({"XAI_API_KEY"})
+
+
+class Settings(BaseSettings):
+    """All settings, from environment variables of the same name in upper case. Times are seconds."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    # First, because the two addresses below are checked against it.
+    grok_proxy_allow_loopback_upstream: bool = False
+
+    proxy_host: str = "127.0.0.1"
+    proxy_port: int = Field(default=9996, ge=0, le=65535)
+    proxy_api_key: SecretStr | None = None
+    proxy_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    proxy_allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    grok_proxy_auth_state: Path = Field(
+        default_factory=lambda: Path.home() / ".local/state/grok-oauth-proxy/auth_state.json"
+    )
+    hermes_home: Path = Field(default_factory=lambda: Path.home() / ".hermes")
+    hermes_auth_path: Path | None = None
+    hermes_cli_required: bool = True
+    hermes_poll_interval: float = Field(default=5.0, ge=0.1, le=3600)
+
+    token_refresh_window: float = Field(default=300.0, ge=0, le=86400)
+    upstream_retry_attempts: int = Field(default=2, ge=0, le=10)
+    upstream_retry_delay: float = Field(default=1.0, ge=0, le=60)
+    upstream_connect_timeout: float = Field(default=10.0, gt=0, le=600)
+    upstream_read_timeout: float = Field(default=3600.0, gt=0, le=86400)
+    replay_body_limit: int = Field(default=8 * 1024 * 1024, ge=0, le=1024**3)
+
+    xai_base_url: str = "https://api.x.ai/v1"
+    xai_oauth_issuer: str = "https://auth.x.ai"
+    xai_oauth_client_id: str | None = Field(default=None, max_length=256)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("proxy_allowed_hosts", "proxy_allowed_origins", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(item.strip().rstrip("/").lower() for item in value.split(",") if item.strip())
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else None
+
+    @field_validator("proxy_api_key")
+    @classmethod
+    def _header_safe(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not all(0x21 <= ord(character) <= 0x7E for character in value.get_secret_value()):
+            raise ValueError("use visible ASCII characters only, without blanks")
+        return value
+
+    @field_validator("xai_base_url", "xai_oauth_issuer")
+    @classmethod
+    def _trusted(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            return trusted_url(
+                value, allow_loopback=info.data.get("grok_proxy_allow_loopback_upstream", False)
+            )
+        except UntrustedOrigin as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def hermes_stores(self) -> tuple[Path, ...]:
+        """Hermes' auth files in the order they are searched: a named profile falls back to the root store."""
+        if self.hermes_auth_path:
+            return (self.hermes_auth_path,)
+        own = self.hermes_home / "auth.json"
+        if self.hermes_home.parent.name == "profiles":
+            return (own, self.hermes_home.parent.parent / "auth.json")
+        return (own,)
+
+
+def load_settings() -> Settings:
+    """Read and check the environment; raise `ConfigurationError` that names the first bad variable."""
+    _refuse_misspellings(os.environ)
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise ConfigurationError(f"{name} has a bad value: {reason}. Correct or unset it.") from None
+    except RuntimeError:
+        # Path.home() finds neither HOME nor a password entry.
+        raise ConfigurationError("No home directory is known. Set HOME.") from None
+
+
+def _refuse_misspellings(environment: Iterable[str]) -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    prefixes = tuple({name.split("_")[0] + "_" for name in known})
+    squeezed = {name.replace("_", ""): name for name in known}
+    for name in sorted(environment):
+        if name.upper() in known or name in _FOREIGN or not name.upper().startswith(prefixes):
+            continue
+        match = difflib.get_close_matches(name.upper().replace("_", ""), squeezed, n=1, cutoff=0.9)
+        if match:
+            raise ConfigurationError(
+                f"{name} is not a setting. Did you mean {squeezed[match[0]]}? Rename or unset it."
+            )
