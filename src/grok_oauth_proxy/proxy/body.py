@@ -1,0 +1,78 @@
+"""The client's request body: read once from the connection, kept while small enough to be sent again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+
+from grok_oauth_proxy.asgi import Receive
+
+
+class ClientGone(Exception):
+    """The client closed its connection; nobody waits for the answer."""
+
+
+class RequestBody:
+    """Streams what the client sends. `count`: bytes so far; `kept_whole`: whether it can be sent again."""
+
+    def __init__(self, receive: Receive, *, expected: bool, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._kept: list[bytes] = []
+        self._ended = asyncio.Event()
+        if not expected:
+            self._ended.set()
+        self.count = 0
+        self.kept_whole = True
+
+    def __repr__(self) -> str:
+        return f"RequestBody(count={self.count}, ended={self._ended.is_set()})"
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """What is kept, then what still comes. Raises `ClientGone`."""
+        for chunk in list(self._kept):
+            yield chunk
+        while not self._ended.is_set():
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            self._keep(chunk)
+            if not message.get("more_body", False):
+                self._ended.set()
+            if chunk:
+                yield chunk
+
+    def abandon(self) -> None:
+        """The answer has come: what is kept, and what the client still sends, is of no use any more."""
+        self._kept.clear()
+        self._ended.set()
+
+    async def wait_gone(self) -> None:
+        """Return when the client has closed its connection. Reads from it only after the body has ended."""
+        await self._ended.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _keep(self, chunk: bytes) -> None:
+        self.count += len(chunk)
+        if self.count > self._limit:
+            self.kept_whole = False
+            self._kept.clear()
+        elif chunk:
+            self._kept.append(chunk)
+
+
+async def unless_gone(body: RequestBody, work: Coroutine[None, None, None]) -> None:
+    """Run `work`; cancel it at once and raise `ClientGone` when the client goes away first."""
+    working = asyncio.create_task(work, name="exchange")
+    watching = asyncio.create_task(body.wait_gone(), name="client-watch")
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.wait({working, watching})
+    working.result()

@@ -1,0 +1,189 @@
+"""The way of one request: check, get a token, send, copy the answer back, finish.
+
+Raw ASGI. What happens is told in events; counting and logging is done by whoever hears them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Protocol
+
+from grok_oauth_proxy.asgi import Receive, Scope, Send
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.credentials.token import Token
+from grok_oauth_proxy.errors import CredentialsUnavailable, ProxyError
+from grok_oauth_proxy.events import (
+    Observer,
+    RequestStarted,
+    StaleTokenRetry,
+    UpstreamFailed,
+    UpstreamRejected,
+)
+from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, unless_gone
+from grok_oauth_proxy.proxy.exchange import Exchange
+from grok_oauth_proxy.proxy.headers import body_framing, header, request_headers, response_headers
+from grok_oauth_proxy.proxy.peek import Peeked, peek
+from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
+from grok_oauth_proxy.proxy.replies import not_resendable, unavailable
+from grok_oauth_proxy.proxy.target import upstream_target
+from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
+
+_UPLOAD_LIFE = 60.0
+"""Seconds a token should still live when an upload begins that may be too large to be sent again."""
+
+Step = tuple[Token, retry.Attempt]
+
+
+class TokenProvider(Protocol):
+    """See `credentials.manager.TokenManager.get`."""
+
+    async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token: ...
+
+
+class Proxy:
+    """The ASGI application for /v1. `replay_limit`: up to how many bytes a body is kept to be sent again."""
+
+    def __init__(
+        self,
+        tokens: TokenProvider,
+        upstream: Upstream,
+        *,
+        policy: retry.Policy,
+        replay_limit: int,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._tokens = tokens
+        self._upstream = upstream
+        self._policy = policy
+        self._replay_limit = replay_limit
+        self._observer = observer
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_body = bool(body_framing(scope["headers"]))
+        body = RequestBody(receive, expected=has_body, limit=self._replay_limit)
+        exchange = Exchange(scope, send, body, self._clock)
+        self._observer(RequestStarted())
+        try:
+            await unless_gone(body, self._answer(exchange))
+        except ClientGone:
+            exchange.ending = "client_gone"
+        except ProxyError as error:
+            await exchange.refuse(error)
+        except UpstreamFailure as failure:
+            # Only a body can still break off here: the client's copy is cut short as well.
+            self._observer(UpstreamFailed(failure.kind))
+            exchange.cut_short()
+        finally:
+            self._observer(exchange.finished())
+
+    async def _answer(self, exchange: Exchange) -> None:
+        peeked = await self._obtain(exchange)
+        async with aclosing(peeked.answer) as answer:
+            exchange.body.abandon()
+            headers = response_headers(answer.headers, request_id=exchange.request_id.encode())
+            exchange.request_id = (header(headers, b"x-request-id") or b"").decode("latin-1")
+            await exchange.start(answer.status, headers)
+            if peeked.prefix:
+                await exchange.copy(peeked.prefix)
+            while (chunk := await answer.chunk()) is not None:
+                await exchange.copy(chunk)
+        await exchange.end()
+
+    async def _obtain(self, exchange: Exchange) -> Peeked:
+        """Send, and send again for as long as there is a next step; the answer to deliver."""
+        target = upstream_target(exchange.raw_path, exchange.query, self._upstream.base_path)
+        token = await self._tokens.get(at_least=self._life_needed(exchange))
+        attempt = retry.Attempt(exchange.method)
+        while True:
+            outcome = await self._send(exchange, target, token)
+            step = await self._next_step(exchange, outcome, token, attempt)
+            if step is not None:
+                token, attempt = step
+            elif isinstance(outcome, UpstreamFailure):
+                raise unavailable(outcome)
+            else:
+                return outcome
+
+    def _life_needed(self, exchange: Exchange) -> float:
+        framing = body_framing(exchange.headers)
+        length = header(framing, b"content-length")
+        fits = not framing or (length is not None and int(length) <= self._replay_limit)
+        return 0.0 if fits else _UPLOAD_LIFE
+
+    async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
+        bearer = token.bearer.get_secret_value()
+        headers = request_headers(exchange.headers, host=self._upstream.host, bearer=bearer)
+        try:
+            request = Request(exchange.method, target, headers, exchange.body.stream())
+            peeked = await peek(await self._upstream.send(request))
+        except UpstreamFailure as failure:
+            self._observer(UpstreamFailed(failure.kind))
+            return failure
+        if peeked.rejection:
+            self._observer(UpstreamRejected(peeked.rejection.kind, peeked.rejection.meaning))
+        return peeked
+
+    async def _next_step(
+        self, exchange: Exchange, outcome: Peeked | UpstreamFailure, token: Token, attempt: retry.Attempt
+    ) -> Step | None:
+        """The token and attempt to go on with, after waiting where that is called for; None to stop here."""
+        if isinstance(outcome, UpstreamFailure):
+            decision = retry.after_failure(attempt, self._policy, sent=outcome.sent)
+        elif outcome.rejection is STALE_TOKEN:
+            return await self._after_stale_token(exchange, token, attempt)
+        else:
+            if attempt.resends or attempt.refreshes:
+                self._observer(StaleTokenRetry("success"))
+            temporary = outcome.rejection in (None, RATE_LIMIT)
+            status, wait = outcome.answer.status, outcome.retry_after(self._clock.wall())
+            decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
+            if not temporary:
+                return None
+        if not isinstance(decision, retry.Resend) or not exchange.body.kept_whole:
+            return None
+        if isinstance(outcome, Peeked):
+            await outcome.answer.aclose()
+        await asyncio.sleep(decision.delay)
+        return token, attempt.retried()
+
+    async def _after_stale_token(
+        self, exchange: Exchange, token: Token, attempt: retry.Attempt
+    ) -> Step | None:
+        current = await self._current(token)
+        age = self._clock.wall() - token.issued_at
+        decision = retry.after_stale_token(attempt, token_age=age, is_current=current is token)
+        if not (attempt.resends or attempt.refreshes):
+            self._observer(StaleTokenRetry("attempt"))
+        step: Step | None = None
+        if isinstance(decision, retry.Resend):
+            await asyncio.sleep(decision.delay)
+            step = current, attempt.resent(decision.delay)
+        elif isinstance(decision, retry.Refresh):
+            began = self._clock.monotonic()
+            renewed = await self._renewed(token, retry.STALE_BUDGET - attempt.waited)
+            if renewed is not None:
+                step = renewed, attempt.refreshed(self._clock.monotonic() - began)
+        if step is None:
+            self._observer(StaleTokenRetry("failure"))
+        elif not exchange.body.kept_whole:
+            raise not_resendable(self._replay_limit)
+        return step
+
+    async def _current(self, token: Token) -> Token:
+        """`token` itself, unless a newer one is known."""
+        try:
+            current = await self._tokens.get()
+        except CredentialsUnavailable:
+            return token
+        return token if current.bearer == token.bearer else current
+
+    async def _renewed(self, token: Token, budget: float) -> Token | None:
+        try:
+            async with asyncio.timeout(budget):
+                return await self._tokens.get(refused=token)
+        except (CredentialsUnavailable, TimeoutError):
+            return None

@@ -1,0 +1,94 @@
+"""Which headers go in and which come back. Pure: lists of byte pairs in, lists of byte pairs out.
+
+Law: hop-by-hop headers and those `Connection` names end here (RFC 9110 §7.6.1); no credential of the client
+goes out; our bearer is set last. Names are compared in lower case and kept as received.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+Headers = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"x-proxy-api-key", b"cookie", b"cookie2"})
+_FORWARDING: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
+# Set anew for the upstream connection; `expect` was already answered by the server (RFC 9110 §10.1.1).
+_REFRAMED: Final = frozenset({b"host", b"content-length", b"expect", b"accept-encoding"})
+_NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _FORWARDING | _REFRAMED
+# alt-svc would send clients to an h3 port that is not ours; cookies belong to nobody here.
+_NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
+
+_READABLE_CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
+
+
+def request_headers(client: Headers, *, host: bytes, bearer: str) -> Headers:
+    """The client's headers as the API gets them. A body of unknown length is sent chunked."""
+    dropped = _NOT_SENT | connection_options(client)
+    kept = [(b"host", host)]
+    kept += [
+        (name, value)
+        for name, value in client
+        if name.lower() not in dropped and not name.lower().startswith(b"x-forwarded-")
+    ]
+    codings = [value for name, value in client if name.lower() == b"accept-encoding"]
+    kept.append((b"accept-encoding", _readable(b",".join(codings))))
+    kept += body_framing(client)
+    kept.append((b"authorization", b"Bearer " + bearer.encode("ascii")))
+    return kept
+
+
+def response_headers(upstream: Headers, *, request_id: bytes) -> Headers:
+    """The API's headers as the client gets them; `request_id` is added when the API gave none."""
+    dropped = _NOT_RETURNED | connection_options(upstream)
+    kept = [(name, value) for name, value in upstream if name.lower() not in dropped]
+    if header(kept, b"x-request-id") is None:
+        kept.append((b"x-request-id", request_id))
+    return kept
+
+
+def body_framing(client: Headers) -> Headers:
+    """How the request body is framed: by length, chunked, or not at all (RFC 9112 §6)."""
+    if header(client, b"transfer-encoding") is not None:
+        return [(b"transfer-encoding", b"chunked")]
+    length = header(client, b"content-length")
+    return [] if length is None else [(b"content-length", length)]
+
+
+def connection_options(headers: Headers) -> frozenset[bytes]:
+    """The header names that `Connection` declares to be for this hop only."""
+    return frozenset(
+        option.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for option in value.split(b",")
+    )
+
+
+def header(headers: Headers, wanted: bytes) -> bytes | None:
+    """The first value of a header, or None."""
+    return next((value for name, value in headers if name.lower() == wanted), None)
+
+
+def _readable(accepted: bytes) -> bytes:
+    """Only codings whose refusals can be told apart (a stale token hides in a 403's body)."""
+    kept = [
+        item.strip()
+        for item in accepted.split(b",")
+        if item.split(b";")[0].strip().lower() in _READABLE_CODINGS
+    ]
+    return b", ".join(kept) or b"identity"

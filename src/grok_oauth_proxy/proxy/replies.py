@@ -1,0 +1,74 @@
+"""Answers of our own: OpenAI-shaped errors, and the request id every answer carries."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from email.utils import formatdate
+
+from grok_oauth_proxy.asgi import Send
+from grok_oauth_proxy.errors import ClientError, ProxyError, UpstreamUnavailable
+from grok_oauth_proxy.proxy.headers import Headers
+from grok_oauth_proxy.proxy.upstream import UpstreamFailure
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
+
+
+def error_body(error: ProxyError) -> bytes:
+    """`{"error": {"message", "type", "code", "param"}}`, the shape OpenAI clients know."""
+    fields = {"message": error.message, "type": error.kind, "code": error.code, "param": None}
+    return json.dumps({"error": fields}).encode() + b"\n"
+
+
+def error_headers(error: ProxyError, body: bytes, request_id: str) -> Headers:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"date", formatdate(usegmt=True).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    if error.code == "body_not_resendable":
+        # The OpenAI SDKs try again by themselves when told so.
+        headers.append((b"x-should-retry", b"true"))
+    return headers
+
+
+async def send_error(send: Send, error: ProxyError, request_id: str) -> None:
+    """Answer with `error`; nothing may have been sent before."""
+    body = error_body(error)
+    headers = error_headers(error, body, request_id)
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def unavailable(failure: UpstreamFailure) -> ProxyError:
+    """What a client is told when there is no answer to deliver."""
+    if failure.kind == "bad_request":
+        return ClientError("The request cannot be sent on: it is not valid HTTP.", code="bad_request")
+    if failure.kind in ("timeout", "connect_timeout"):
+        return UpstreamUnavailable(
+            "The Grok API did not answer in time. Try again; UPSTREAM_CONNECT_TIMEOUT and "
+            "UPSTREAM_READ_TIMEOUT set how long to wait.",
+            code=f"upstream_{failure.kind}",
+            status=504,
+        )
+    return UpstreamUnavailable(
+        "The Grok API could not be reached or broke off before it answered. Check the network, HTTPS_PROXY "
+        "and https://status.x.ai, then try again.",
+        code=f"upstream_{failure.kind}",
+    )
+
+
+def not_resendable(limit: int) -> ClientError:
+    """What a client is told when a refused upload of more than `limit` bytes is gone."""
+    return ClientError(
+        f"The API refused the access token while a body of more than {limit} bytes was being sent, too large "
+        "to be kept and sent again. The token has been renewed: send the request once more, or raise "
+        "REPLAY_BODY_LIMIT.",
+        code="body_not_resendable",
+        status=413,
+    )

@@ -1,0 +1,105 @@
+"""What to do after an attempt. Pure: an attempt and its outcome in, a decision out.
+
+Law: a request is sent again only when that cannot do the work twice: a refused token did none, an idempotent
+method may be repeated (RFC 9110 §9.2.2), and a connection that failed before a byte was sent carried nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+YOUNG: Final = 10.0
+"""Seconds in which the inference edge may not know a token yet (facts: API, it learns of new tokens late)."""
+STALE_BUDGET: Final = 3.0
+"""Seconds that all waiting because of refused tokens may take in one request."""
+
+_FIRST_WAIT: Final = 1.0
+_LAST_WAIT: Final = 1.5
+_RETRY_STATUSES: Final = frozenset({429, 502, 503})
+_LONGEST_RETRY_AFTER: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`attempts` further tries after the first; `delay` seconds before the first of them, doubling."""
+
+    attempts: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What has been tried for one request. `waited` counts seconds spent because of refused tokens."""
+
+    method: str
+    retries: int = 0
+    refreshes: int = 0
+    resends: int = 0
+    waited: float = 0.0
+
+    def retried(self) -> Attempt:
+        return replace(self, retries=self.retries + 1)
+
+    def resent(self, waited: float) -> Attempt:
+        return replace(self, resends=self.resends + 1, waited=self.waited + waited)
+
+    def refreshed(self, waited: float) -> Attempt:
+        return replace(self, refreshes=self.refreshes + 1, waited=self.waited + waited)
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Give the client what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """Send the same request again after `delay` seconds, with the token that is current."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Get a token other than the refused one and send the request with it."""
+
+
+Decision = Deliver | Resend | Refresh
+
+
+def after_stale_token(attempt: Attempt, *, token_age: float, is_current: bool) -> Decision:
+    """The API refused the token: `token_age` seconds old, `is_current` unless a newer one is already known.
+
+    A token of a few seconds is sent again before another refresh is spent; one refresh a request.
+    """
+    if not is_current and attempt.resends < 2:
+        return Resend(0.0)
+    if token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
+        return Resend(_FIRST_WAIT)
+    if attempt.refreshes == 0:
+        return Refresh()
+    if token_age < YOUNG and attempt.resends < 2 and attempt.waited + _LAST_WAIT < STALE_BUDGET:
+        return Resend(_LAST_WAIT)
+    return Deliver()
+
+
+def after_answer(attempt: Attempt, policy: Policy, *, status: int, retry_after: float | None) -> Decision:
+    """The API answered, and did not refuse the token; `retry_after` seconds if it named some."""
+    if status not in _RETRY_STATUSES or attempt.method not in IDEMPOTENT:
+        return Deliver()
+    if attempt.retries >= policy.attempts or (retry_after or 0.0) > _LONGEST_RETRY_AFTER:
+        return Deliver()
+    return Resend(max(_backoff(attempt, policy), retry_after or 0.0))
+
+
+def after_failure(attempt: Attempt, policy: Policy, *, sent: bool) -> Decision:
+    """There was no answer; `sent` when a byte of the request may have arrived."""
+    if attempt.retries >= policy.attempts or (sent and attempt.method not in IDEMPOTENT):
+        return Deliver()
+    return Resend(_backoff(attempt, policy))
+
+
+def _backoff(attempt: Attempt, policy: Policy) -> float:
+    return policy.delay * 2.0**attempt.retries

@@ -1,0 +1,144 @@
+"""Connections to the API. The one seam where network errors become `UpstreamFailure`.
+
+Bytes go through as received: nothing is decoded, followed, retried or added here.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+
+from grok_oauth_proxy.errors import ConfigurationError
+from grok_oauth_proxy.proxy.headers import Headers
+
+_KEEPALIVE_SECONDS: Final = 15.0
+
+
+class UpstreamFailure(Exception):
+    """No (complete) answer. `kind` is from a fixed set; `sent`: a byte of the request may have arrived."""
+
+    def __init__(self, kind: str, *, sent: bool) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.sent = sent
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send. `target` is the path and query as bytes; `body` is None when there is none."""
+
+    method: str
+    target: bytes
+    headers: Headers
+    body: AsyncIterator[bytes] | None
+
+
+class Answer:
+    """A response whose head has arrived. Closing it before its end drops the connection."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.headers: Headers = response.headers.raw
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - what the transport returns
+        self._chunks = aiter(response.stream)
+
+    def __repr__(self) -> str:
+        return f"Answer(status={self.status})"
+
+    async def chunk(self) -> bytes | None:
+        """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
+        with _translated(head_arrived=True):
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                await self.aclose()
+            return chunk
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+class Upstream:
+    """A pool of keep-alive connections to one origin. `base_url` has no trailing slash."""
+
+    def __init__(self, base_url: str, *, connect_timeout: float, read_timeout: float) -> None:
+        parts = urlsplit(base_url)
+        self.host = parts.netloc.encode("ascii")
+        self.base_path = parts.path.encode("ascii")
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._timeout = httpx.Timeout(read_timeout, connect=connect_timeout).as_dict()
+        self._transport = httpx.AsyncHTTPTransport(
+            proxy=egress_proxy(base_url),
+            # No upper bound: a stream may last an hour, and the next request must not wait for it.
+            limits=httpx.Limits(max_keepalive_connections=100, keepalive_expiry=_KEEPALIVE_SECONDS),
+        )
+
+    async def send(self, request: Request) -> Answer:
+        """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what `body` raises."""
+        outgoing = httpx.Request(
+            request.method,
+            self._origin,
+            headers=request.headers,
+            stream=_Body(request.body),
+            extensions={"target": request.target, "timeout": self._timeout},
+        )
+        with _translated(head_arrived=False):
+            return Answer(await self._transport.handle_async_request(outgoing))
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, chunks: AsyncIterator[bytes] | None) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._chunks is not None:
+            async for chunk in self._chunks:
+                yield chunk
+
+
+@contextmanager
+def _translated(*, head_arrived: bool) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise _failure(error, head_arrived=head_arrived) from None
+
+
+def _failure(error: httpx.TransportError, *, head_arrived: bool) -> UpstreamFailure:
+    match error:
+        case httpx.LocalProtocolError():
+            return UpstreamFailure("bad_request", sent=False)
+        case httpx.ConnectTimeout():
+            return UpstreamFailure("connect_timeout", sent=False)
+        case httpx.ConnectError() | httpx.ProxyError() | httpx.PoolTimeout():
+            return UpstreamFailure("unreachable", sent=False)
+        case httpx.TimeoutException():
+            return UpstreamFailure("timeout", sent=True)
+        case _:
+            return UpstreamFailure("truncated" if head_arrived else "broken_off", sent=True)
+
+
+def egress_proxy(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY, ALL_PROXY and NO_PROXY name for `url`, if any."""
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies_environment()
+    if urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]  # missing from the stubs
+        parts.hostname or "", proxies
+    ):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+        raise ConfigurationError(
+            f"The egress proxy for {parts.hostname} is not an http:// or https:// address. "
+            "Correct HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
+        )
+    return proxy
