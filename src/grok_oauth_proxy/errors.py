@@ -47,9 +47,6 @@ class StartRefused(ProxyError):
 
     exit_code = 3
 
-    def __init__(self, message: str, *, code: str) -> None:
-        super().__init__(message, code=code)
-
 
 class StoreProblem(ProxyError):
     """A credential file is missing, unreadable, damaged or without tokens; `code` says which."""

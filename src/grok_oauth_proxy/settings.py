@@ -64,6 +64,13 @@ class Settings(BaseSettings):
             return value
         return tuple(item.strip().rstrip("/").lower() for item in value.split(",") if item.strip())
 
+    @field_validator("proxy_allowed_origins")
+    @classmethod
+    def _each_origin_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in value:
+            raise ValueError("name each origin; * would let every web page spend your quota")
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:

@@ -78,6 +78,11 @@ class TokenManager:
     def __repr__(self) -> str:
         return f"TokenManager(source={self._chain.source.name!r}, problem={self._problem})"
 
+    @property
+    def client_id(self) -> str | None:
+        """The OAuth client that refreshes are made for: the setting, else what the login's claims say."""
+        return self._client_id or (self._token.client_id if self._token else None)
+
     # What callers use.
 
     async def start(self) -> None:
@@ -225,8 +230,7 @@ class TokenManager:
 
     async def _spend(self, grant: Grant) -> bool:
         """Send the refresh token once; True when the verdict was terminal and the store wants a look."""
-        client_id = self._client_id or grant.token.client_id
-        if client_id is None:
+        if (client_id := self.client_id) is None:
             self._fail(RefreshFailed("no_client_id", BLOCKED["no_client_id"], terminal=True))
             return False
         drift = self._clock.wall() - self._clock.monotonic()

@@ -23,7 +23,6 @@ class Exchange:
         self.headers: Headers = scope["headers"]
         self.body = body
         self.request_id = new_request_id()
-        self.started = False
         self.ending: Literal["complete", "truncated", "client_gone", "refused"] = "client_gone"
         self._scope = scope
         self._send = send
@@ -67,6 +66,13 @@ class Exchange:
         else:
             transport.close()
 
+    async def give_up(self) -> None:
+        """Our own code failed: say so if nothing was sent yet, else break off."""
+        if self._ttfb is not None:
+            self.cut_short()
+        else:
+            await self.refuse(ProxyError("The proxy failed to handle this request.", code="internal_error"))
+
     def finished(self) -> RequestFinished:
         return RequestFinished(
             method=self.method,
@@ -81,6 +87,5 @@ class Exchange:
         )
 
     def _head_goes_out(self, status: int) -> None:
-        self.started = True
         self._status = status
         self._ttfb = self._clock.monotonic() - self._began

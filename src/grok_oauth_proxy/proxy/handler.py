@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
+from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.errors import CredentialsUnavailable, ProxyError
@@ -77,6 +78,9 @@ class Proxy:
             # Only a body can still break off here: the client's copy is cut short as well.
             self._observer(UpstreamFailed(failure.kind))
             exchange.cut_short()
+        except Exception as error:  # noqa: BLE001 - a bug in one request must not look like an answer
+            log_bug("A request failed.", error)
+            await exchange.give_up()
         finally:
             self._observer(exchange.finished())
 

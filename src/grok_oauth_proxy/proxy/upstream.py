@@ -5,7 +5,7 @@ Bytes go through as received: nothing is decoded, followed, retried or added her
 
 from __future__ import annotations
 
-import urllib.request
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.proxy.headers import Headers
 
 _KEEPALIVE_SECONDS: Final = 15.0
@@ -67,14 +66,23 @@ class Answer:
 class Upstream:
     """A pool of keep-alive connections to one origin. `base_url` has no trailing slash."""
 
-    def __init__(self, base_url: str, *, connect_timeout: float, read_timeout: float) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        proxy: str | None,
+        tls: ssl.SSLContext,
+        connect_timeout: float,
+        read_timeout: float,
+    ) -> None:
         parts = urlsplit(base_url)
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._timeout = httpx.Timeout(read_timeout, connect=connect_timeout).as_dict()
         self._transport = httpx.AsyncHTTPTransport(
-            proxy=egress_proxy(base_url),
+            verify=tls,
+            proxy=proxy,
             # No upper bound: a stream may last an hour, and the next request must not wait for it.
             limits=httpx.Limits(max_keepalive_connections=100, keepalive_expiry=_KEEPALIVE_SECONDS),
         )
@@ -125,20 +133,3 @@ def _failure(error: httpx.TransportError, *, head_arrived: bool) -> UpstreamFail
             return UpstreamFailure("timeout", sent=True)
         case _:
             return UpstreamFailure("truncated" if head_arrived else "broken_off", sent=True)
-
-
-def egress_proxy(url: str) -> str | None:
-    """The proxy that HTTPS_PROXY, ALL_PROXY and NO_PROXY name for `url`, if any."""
-    parts = urlsplit(url)
-    proxies = urllib.request.getproxies_environment()
-    if urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]  # missing from the stubs
-        parts.hostname or "", proxies
-    ):
-        return None
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
-        raise ConfigurationError(
-            f"The egress proxy for {parts.hostname} is not an http:// or https:// address. "
-            "Correct HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
-        )
-    return proxy

@@ -1,0 +1,150 @@
+"""Prometheus metrics, counted from events. Every label value comes from a fixed set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import disable_created_metrics as _disable_created_metrics
+
+from grok_oauth_proxy.events import (
+    Event,
+    RefreshFailed,
+    RefreshSucceeded,
+    RequestFinished,
+    RequestStarted,
+    StaleTokenRetry,
+    UpstreamFailed,
+    UpstreamRejected,
+)
+
+_disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+_LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+
+_ROUTES: Final = (
+    "/health",
+    "/metrics",
+    "/v1/api-key",
+    "/v1/audio/speech",
+    "/v1/audio/transcriptions",
+    "/v1/batches",
+    "/v1/batches/{id}",
+    "/v1/chat/completions",
+    "/v1/chat/deferred-completion/{id}",
+    "/v1/complete",
+    "/v1/completions",
+    "/v1/custom-voices",
+    "/v1/custom-voices/{id}",
+    "/v1/custom-voices/{id}/audio",
+    "/v1/documents/search",
+    "/v1/embedding-models",
+    "/v1/embeddings",
+    "/v1/files",
+    "/v1/files/{id}",
+    "/v1/files/{id}/content",
+    "/v1/image-generation-models",
+    "/v1/images/edits",
+    "/v1/images/generations",
+    "/v1/images/{id}",
+    "/v1/language-models",
+    "/v1/language-models/{id}",
+    "/v1/me",
+    "/v1/messages",
+    "/v1/models",
+    "/v1/models/{id}",
+    "/v1/realtime",
+    "/v1/responses",
+    "/v1/responses/compact",
+    "/v1/responses/{id}",
+    "/v1/responses/{id}/input_items",
+    "/v1/skills",
+    "/v1/stt",
+    "/v1/tokenize-text",
+    "/v1/tts",
+    "/v1/video-generation-models",
+    "/v1/videos/generations",
+    "/v1/videos/{id}",
+)
+_FIXED: Final = frozenset(route for route in _ROUTES if "{" not in route)
+_TEMPLATES: Final = [
+    (re.compile(re.escape(route).replace(r"\{id\}", "[^/]+")), route) for route in _ROUTES if "{" in route
+]
+
+
+def route_label(path: str) -> str:
+    """The known route `path` belongs to, or `other`: no path a client invents becomes a label."""
+    if path in _FIXED:
+        return path
+    return next((route for pattern, route in _TEMPLATES if pattern.fullmatch(path)), "other")
+
+
+class Metrics:
+    """An observer. `seconds_to_expiry` is asked at each scrape; None means that no expiry is known."""
+
+    def __init__(self, seconds_to_expiry: Callable[[], float | None]) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, registry=registry, buckets=_LATENCY)
+
+        self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
+        self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
+        self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
+        self._in_flight = Gauge("proxy_requests_in_flight", "Requests being answered", registry=registry)
+        expiry = Gauge("proxy_token_seconds_to_expiry", "Life left in the access token", registry=registry)
+        expiry.set_function(lambda: _or_nan(seconds_to_expiry()))
+        self._refreshed = counter("proxy_oauth_refresh_success_total", "Token refreshes that gave a token")
+        self._refresh_failed = counter("proxy_oauth_refresh_failure_total", "Those that did not", "reason")
+        self._rotated = Gauge(
+            "proxy_oauth_refresh_token_rotated",
+            "1 if the last refresh replaced the refresh token",
+            registry=registry,
+        )
+        self._stale = {
+            "attempt": counter("proxy_oauth_401_refresh_attempt_total", "Requests refused as stale"),
+            "success": counter("proxy_oauth_401_refresh_success_total", "Those saved by a newer token"),
+            "failure": counter("proxy_oauth_401_refresh_failure_total", "Those that were not"),
+        }
+        self._errors = counter("proxy_upstream_errors_total", "Attempts without a whole answer", "kind")
+        self._rejections = counter("proxy_upstream_rejections_total", "Answers that refused", "kind")
+
+    def __call__(self, event: Event, /) -> None:
+        match event:
+            case RequestStarted():
+                self._in_flight.inc()
+            case RequestFinished():
+                self._finish(event)
+            case RefreshSucceeded(rotated=rotated):
+                self._refreshed.inc()
+                self._rotated.set(rotated)
+            case RefreshFailed(reason=reason):
+                self._refresh_failed.labels(reason).inc()
+            case StaleTokenRetry(outcome=outcome):
+                self._stale[outcome].inc()
+            case UpstreamFailed(kind=kind):
+                self._errors.labels(kind).inc()
+            case UpstreamRejected(kind=kind):
+                self._rejections.labels(kind).inc()
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def _finish(self, event: RequestFinished) -> None:
+        self._in_flight.dec()
+        method = event.method if event.method in _METHODS else "other"
+        self._requests.labels(method, route_label(event.path), str(event.status)).inc()
+        self._duration.observe(event.duration)
+        if event.ttfb is not None:
+            self._ttfb.observe(event.ttfb)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,105 @@
+"""Who may come in. Pure: a request's head in, an error or nothing out.
+
+Law: no web page may spend this user's quota. A foreign page betrays itself by its Origin, by Sec-Fetch-Site,
+or, when its host name was rebound to this machine, by the Host it asked for.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+
+from grok_oauth_proxy.asgi import Scope
+from grok_oauth_proxy.errors import ClientError
+from grok_oauth_proxy.origins import is_loopback
+from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.target import is_api_path
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?")
+
+
+class WrongKey(ClientError):
+    """The proxy's own key is missing or wrong."""
+
+    kind = "authentication_error"
+    status = 401
+
+
+class ForeignOrigin(ClientError):
+    """The request comes from where it may not come from."""
+
+    kind = "permission_error"
+    status = 403
+
+
+class FrontDoor:
+    """`everywhere`: ask for the key outside /v1 too, because the port is open beyond this machine."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None,
+        allowed_hosts: tuple[str, ...],
+        allowed_origins: tuple[str, ...],
+        everywhere: bool,
+    ) -> None:
+        self._api_key = api_key.encode() if api_key else None
+        self._allowed_hosts = frozenset(allowed_hosts)
+        self._allowed_origins = frozenset(allowed_origins)
+        self._everywhere = everywhere
+
+    def admit(self, scope: Scope) -> None:
+        """Raise `ClientError` unless the request may come in."""
+        headers: Headers = scope["headers"]
+        host = self._check_host(scope, headers)
+        self._check_origin(headers, host)
+        if self._api_key and (self._everywhere or is_api_path(scope["raw_path"])):
+            self._check_key(headers, self._api_key)
+
+    def _check_host(self, scope: Scope, headers: Headers) -> str:
+        values = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+        if not values and scope["http_version"] == "1.0":
+            return ""
+        match = _HOST.fullmatch(values[0]) if len(values) == 1 else None
+        if match is None:
+            raise ClientError("Send exactly one valid Host header.", code="bad_host")
+        name = match[1].strip("[]").rstrip(".")
+        bound = (scope["server"] or ("",))[0]
+        if is_loopback(name) or name == bound or {name, values[0]} & self._allowed_hosts:
+            return values[0]
+        raise ClientError(
+            "This proxy does not answer to that host name. Use 127.0.0.1, or add the name to "
+            "PROXY_ALLOWED_HOSTS.",
+            code="host_not_allowed",
+            status=421,
+        )
+
+    def _check_origin(self, headers: Headers, host: str) -> None:
+        origin = (header(headers, b"origin") or b"").decode("latin-1").lower()
+        if origin in self._allowed_origins or origin == f"http://{host}":
+            return
+        site = header(headers, b"sec-fetch-site") or b"none"
+        if origin or site not in (b"none", b"same-origin"):
+            raise ForeignOrigin(
+                "Web pages may not use this proxy. If this page is yours, add its origin to "
+                "PROXY_ALLOWED_ORIGINS.",
+                code="origin_not_allowed",
+            )
+
+    def _check_key(self, headers: Headers, expected: bytes) -> None:
+        offered = [_offered_key(name, value) for name, value in headers]
+        # Every value is compared, so that the time tells nothing about which one was close.
+        if not sum(hmac.compare_digest(key, expected) for key in offered if key is not None):
+            raise WrongKey(
+                "The proxy's key is missing or wrong. Send the value of PROXY_API_KEY as your API key "
+                "(Authorization: Bearer, X-Api-Key or X-Proxy-Api-Key).",
+                code="invalid_api_key",
+            )
+
+
+def _offered_key(name: bytes, value: bytes) -> bytes | None:
+    if name in (b"x-api-key", b"x-proxy-api-key"):
+        return value
+    if name == b"authorization" and value[:7].lower() == b"bearer ":
+        return value[7:].strip()
+    return None

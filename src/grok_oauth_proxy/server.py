@@ -1,0 +1,132 @@
+"""The listening side: which port, how HTTP is read, when to stop. uvicorn with three things of our own.
+
+h11 reads the requests: it keeps the request target byte for byte, takes any method, and frames answers to
+HTTP/1.0 clients by the end of the connection, as RFC 9112 §6.3 wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from grok_oauth_proxy.asgi import Application
+from grok_oauth_proxy.errors import ClientError, ConfigurationError, StartRefused
+from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
+
+FURTHER_PORTS: Final = 20
+_MAX_HEAD = 64 * 1024
+_KEEP_ALIVE = 75
+_DRAIN = 30
+
+
+class Protocol(H11Protocol):
+    """Hands each request its transport, and answers what is not HTTP with an error like our others."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "transport": transport}
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            # The answer has begun; what comes in can only be answered by the end of the connection.
+            self.transport.close()
+            return
+        reason = sys.exception()
+        status = reason.error_status_hint if isinstance(reason, h11.RemoteProtocolError) else 400
+        error = ClientError("This is not a valid HTTP/1.1 request.", code="bad_request", status=status)
+        body = error_body(error)
+        headers = [*error_headers(error, body, new_request_id()), (b"connection", b"close")]
+        for event in (h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Ends with exit code 0 on SIGTERM and SIGINT, and says when it listens."""
+
+    def __init__(self, app: Application, on_ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                h11_max_incomplete_event_size=_MAX_HEAD,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=_DRAIN,
+            )
+        )
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handled = (signal.SIGINT, signal.SIGTERM)
+        for number in handled:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on `port` or one of the next 20 that is free (0: any).
+
+    Raises `ConfigurationError` when the host means nothing, `StartRefused` when it cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise ConfigurationError(f"PROXY_HOST {host!r} is not an address of this machine.") from None
+    last = min(port + FURTHER_PORTS, 65535) if port else 0
+    for candidate in range(port, last + 1):
+        if (sock := _try_to_listen(family, (address[0], candidate))) is not None:
+            return sock
+    raise StartRefused(
+        f"Ports {port} to {last} on {host} are all in use. End what uses them, or set PROXY_PORT.",
+        code="no_free_port",
+    )
+
+
+def _try_to_listen(family: int, address: tuple[Any, int]) -> socket.socket | None:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise StartRefused(
+            f"Cannot listen on {address[0]} port {address[1]}: {error.strerror}. "
+            "Choose another PROXY_HOST or PROXY_PORT.",
+            code="cannot_listen",
+        ) from None
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

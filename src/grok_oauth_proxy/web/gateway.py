@@ -1,0 +1,86 @@
+"""The outermost application: the front door, then either the API below /v1 or our own pages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from grok_oauth_proxy.asgi import Application, Message, Receive, Scope, Send
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.errors import ClientError, ProxyError
+from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
+from grok_oauth_proxy.proxy.front_door import FrontDoor
+from grok_oauth_proxy.proxy.headers import connection_options, header
+from grok_oauth_proxy.proxy.replies import new_request_id, send_error
+from grok_oauth_proxy.proxy.target import is_api_path
+
+
+class Gateway:
+    """ASGI. The API tells its own events; those of refusals and pages are told here."""
+
+    def __init__(
+        self, door: FrontDoor, api: Application, pages: Application, *, observer: Observer, clock: Clock
+    ) -> None:
+        self._door = door
+        self._api = api
+        self._pages = pages
+        self._observer = observer
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._door.admit(scope)
+            _refuse_upgrade(scope)
+        except ProxyError as error:
+            await self._answer(_refusal(error), scope, receive, send, "refused")
+            return
+        if is_api_path(scope["raw_path"]):
+            await self._api(scope, receive, send)
+        else:
+            await self._answer(self._pages, scope, receive, send, "complete")
+
+    async def _answer(
+        self,
+        app: Application,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        ending: Literal["complete", "refused"],
+    ) -> None:
+        began = self._clock.monotonic()
+        status, count, request_id = 500, 0, ""
+
+        async def counted(message: Message) -> None:
+            nonlocal status, count, request_id
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                request_id = (header(message["headers"], b"x-request-id") or b"").decode("latin-1")
+            count += len(message.get("body", b""))
+            await send(message)
+
+        self._observer(RequestStarted())
+        try:
+            await app(scope, receive, counted)
+        finally:
+            duration = self._clock.monotonic() - began
+            path = scope["raw_path"].decode("latin-1")
+            self._observer(
+                RequestFinished(
+                    scope["method"], path, status, duration, duration, 0, count, request_id, ending
+                )
+            )
+
+
+def _refusal(error: ProxyError) -> Application:
+    async def refuse(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send_error(send, error, new_request_id())
+
+    return refuse
+
+
+def _refuse_upgrade(scope: Scope) -> None:
+    if b"upgrade" in connection_options(scope["headers"]) and header(scope["headers"], b"upgrade"):
+        raise ClientError(
+            "This version of the proxy forwards HTTP only, no WebSockets. Use the HTTP endpoints.",
+            code="upgrade_not_supported",
+            status=501,
+        )

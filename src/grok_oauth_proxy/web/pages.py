@@ -1,0 +1,55 @@
+"""What the proxy shows of itself: /health and /metrics. FastAPI, beside the way of the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from grok_oauth_proxy.credentials.manager import CredentialStatus
+from grok_oauth_proxy.errors import ClientError
+from grok_oauth_proxy.observe.health import UpstreamPing, health_report
+from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
+from grok_oauth_proxy.proxy.target import outside_api
+
+
+def create_pages(
+    *,
+    status: Callable[[], CredentialStatus],
+    ping: Callable[[], Awaitable[UpstreamPing]],
+    metrics: Callable[[], bytes],
+    api_base: str,
+) -> FastAPI:
+    """The ASGI application for everything outside /v1."""
+    pages = FastAPI(title="grok-oauth-proxy", openapi_url=None, docs_url=None, redoc_url=None)
+
+    @pages.get("/health")
+    async def health(deep: bool = False) -> Response:
+        code, report = health_report(status(), api_base, await ping() if deep else None)
+        return JSONResponse(report, code, {"cache-control": "no-store", "x-request-id": new_request_id()})
+
+    @pages.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(
+            metrics(),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
+            headers={"x-request-id": new_request_id()},
+        )
+
+    @pages.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        failure = outside_api(request.url.path)
+        if error.status_code != 404:
+            failure = ClientError(
+                f"This path does not take {request.method}. Use GET.",
+                code="method_not_allowed",
+                status=error.status_code,
+            )
+        body = error_body(failure)
+        answer = Response(body, failure.status)
+        answer.raw_headers = [*error_headers(failure, body, new_request_id())]
+        return answer
+
+    return pages
