@@ -24,7 +24,7 @@ def run(settings: Settings) -> None:
     os.umask(0o077)
     configure_logging(settings.log_level)
     refuse_unsafe_start(settings)
-    loop_factory = uvicorn.Config(app=_no_app, loop="auto").get_loop_factory()
+    loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(settings))
 

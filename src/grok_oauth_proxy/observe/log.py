@@ -10,6 +10,7 @@ from grok_oauth_proxy.events import (
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
+    StaleTokenRetry,
     StoreTrouble,
     UpstreamFailed,
     UpstreamRejected,
@@ -62,5 +63,9 @@ def log_event(event: Event, /) -> None:
             logger.warning("%s [%s]", message, code)
         case UpstreamFailed(kind=kind):
             logger.warning("The Grok API gave no whole answer [%s].", kind)
-        case UpstreamRejected(kind=kind, meaning=meaning):
+        case StaleTokenRetry(outcome="success"):
+            logger.info("The API refused the access token as stale; a newer one was accepted.")
+        case StaleTokenRetry(outcome="failure"):
+            logger.warning("The API keeps refusing the access token as stale. [stale_token]")
+        case UpstreamRejected(kind=kind, meaning=meaning) if kind != "stale_token":
             logger.warning("%s [%s]", meaning, kind)

@@ -51,7 +51,7 @@ class Exchange:
         """Answer with an error of our own; nothing may have been sent before."""
         self.ending = "refused"
         self._head_goes_out(error.status)
-        await send_error(self._send, error, self.request_id)
+        self._bytes_out = await send_error(self._send, error, self.request_id)
 
     def cut_short(self) -> None:
         """End the connection so that the client sees that the answer is not whole.

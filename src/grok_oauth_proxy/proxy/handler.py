@@ -6,6 +6,7 @@ Raw ASGI. What happens is told in events; counting and logging is done by whoeve
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import aclosing
 from typing import Protocol
 
@@ -62,6 +63,8 @@ class Proxy:
         self._replay_limit = replay_limit
         self._observer = observer
         self._clock = clock
+        self._unproven_refresh = -math.inf
+        """When a refused token was last refreshed (monotonic), while no token was accepted since."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_body = bool(body_framing(scope["headers"]))
@@ -140,6 +143,7 @@ class Proxy:
         elif outcome.rejection is STALE_TOKEN:
             return await self._after_stale_token(exchange, token, attempt)
         else:
+            self._unproven_refresh = -math.inf
             if attempt.resends or attempt.refreshes:
                 self._observer(StaleTokenRetry("success"))
             temporary = outcome.rejection in (None, RATE_LIMIT)
@@ -159,7 +163,13 @@ class Proxy:
     ) -> Step | None:
         current = await self._current(token)
         age = self._clock.wall() - token.issued_at
-        decision = retry.after_stale_token(attempt, token_age=age, is_current=current is token)
+        began = self._clock.monotonic()
+        decision = retry.after_stale_token(
+            attempt,
+            token_age=age,
+            is_current=current is token,
+            since_futile=began - self._unproven_refresh,
+        )
         if not (attempt.resends or attempt.refreshes):
             self._observer(StaleTokenRetry("attempt"))
         step: Step | None = None
@@ -167,9 +177,9 @@ class Proxy:
             await asyncio.sleep(decision.delay)
             step = current, attempt.resent(decision.delay)
         elif isinstance(decision, retry.Refresh):
-            began = self._clock.monotonic()
             renewed = await self._renewed(token, retry.STALE_BUDGET - attempt.waited)
             if renewed is not None:
+                self._unproven_refresh = began
                 step = renewed, attempt.refreshed(self._clock.monotonic() - began)
         if step is None:
             self._observer(StaleTokenRetry("failure"))

@@ -37,12 +37,13 @@ def error_headers(error: ProxyError, body: bytes, request_id: str) -> Headers:
     return headers
 
 
-async def send_error(send: Send, error: ProxyError, request_id: str) -> None:
-    """Answer with `error`; nothing may have been sent before."""
+async def send_error(send: Send, error: ProxyError, request_id: str) -> int:
+    """Answer with `error` and return the bytes of its body; nothing may have been sent before."""
     body = error_body(error)
     headers = error_headers(error, body, request_id)
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    return len(body)
 
 
 def unavailable(failure: UpstreamFailure) -> ProxyError:

@@ -15,6 +15,9 @@ YOUNG: Final = 10.0
 STALE_BUDGET: Final = 3.0
 """Seconds that all waiting because of refused tokens may take in one request."""
 
+FUTILE_FOR: Final = 60.0
+"""Seconds after a refresh whose token was refused like the one before it: refreshing is not the cure."""
+
 _FIRST_WAIT: Final = 1.0
 _LAST_WAIT: Final = 1.5
 _RETRY_STATUSES: Final = frozenset({429, 502, 503})
@@ -69,16 +72,19 @@ class Refresh:
 Decision = Deliver | Resend | Refresh
 
 
-def after_stale_token(attempt: Attempt, *, token_age: float, is_current: bool) -> Decision:
+def after_stale_token(
+    attempt: Attempt, *, token_age: float, is_current: bool, since_futile: float
+) -> Decision:
     """The API refused the token: `token_age` seconds old, `is_current` unless a newer one is already known.
 
-    A token of a few seconds is sent again before another refresh is spent; one refresh a request.
+    A token of a few seconds is sent again before another refresh is spent; one refresh a request, and none
+    within a minute of one that did not help (`since_futile` seconds ago).
     """
     if not is_current and attempt.resends < 2:
         return Resend(0.0)
     if token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
         return Resend(_FIRST_WAIT)
-    if attempt.refreshes == 0:
+    if attempt.refreshes == 0 and since_futile >= FUTILE_FOR:
         return Refresh()
     if token_age < YOUNG and attempt.resends < 2 and attempt.waited + _LAST_WAIT < STALE_BUDGET:
         return Resend(_LAST_WAIT)
