@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs grok-oauth-proxy into .venv beside this file. Safe to run again.
+#   ./install.sh          install and print the next step
+#   ./install.sh --demo   install, then try it against a simulated xAI
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. scripts/environment.sh
+
+case "$*" in
+    "" | --demo) ;;
+    -h | --help)
+        sed -n '2,4s/^# //p' "$0"
+        exit 0
+        ;;
+    *) fail "Unknown option: $*. Use ./install.sh or ./install.sh --demo." ;;
+esac
+
+make_environment .venv
+install_into .venv --require-hashes -r requirements.lock
+install_into .venv --no-deps .
+
+if [ "${1:-}" = --demo ]; then
+    exec .venv/bin/grok-oauth-proxy demo
+fi
+cat <<NEXT
+grok-oauth-proxy is installed.
+Next, with a Hermes login (\`hermes auth add xai-oauth\`):  $PWD/.venv/bin/grok-oauth-proxy serve
+Without one, to see it work:                              $PWD/.venv/bin/grok-oauth-proxy demo
+NEXT

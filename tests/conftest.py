@@ -1,0 +1,39 @@
+"""Fixtures for whole-process tests: one simulator and one proxy a module, both put back before each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Home, Proxy, provider_store, proxy_running
+from tests.sim.harness import Sim, running
+
+
+@pytest.fixture(scope="module")
+def shared_sim() -> Iterator[Sim]:
+    with running() as sim:
+        sim.patch(chunk_delay=0)
+        yield sim
+
+
+@pytest.fixture(scope="module")
+def shared_proxy(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy with a login that lives for hours, for tests that do not disturb it."""
+    home = Home(tmp_path_factory.mktemp("home"))
+    home.write_store(provider_store(shared_sim.login()))
+    with proxy_running(home, shared_sim) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def own_sim() -> Iterator[Sim]:
+    with running() as sim:
+        sim.patch(chunk_delay=0)
+        yield sim
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)

@@ -1,0 +1,216 @@
+"""The proxy as a test sees it: a real process in a temporary home, its output, and a client for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.sim.harness import Sim, client
+
+Json = dict[str, Any]
+PATIENCE = 20.0
+"""Seconds after which something that should have happened counts as not happening."""
+
+
+class Output:
+    """What a process writes to a pipe, line by line, and the means to wait for a line."""
+
+    def __init__(self, stream: Any) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: Any) -> None:
+        for line in stream:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def wait_for(self, pattern: str, *, after: int = 0) -> re.Match[str]:
+        """The first match at or after line number `after`; fails when the process ends or patience does."""
+        found: list[re.Match[str]] = []
+
+        def look() -> bool:
+            found[:] = [match for line in self.lines[after:] if (match := re.search(pattern, line))]
+            return bool(found) or self._ended
+
+        with self._news:
+            self._news.wait_for(look, PATIENCE)
+        assert found, f"no line matches {pattern!r} in:\n" + "\n".join(self.lines[after:])
+        return found[0]
+
+    def text(self) -> str:
+        """Everything, once the process has ended."""
+        self._reader.join(PATIENCE)
+        return "\n".join(self.lines)
+
+
+@dataclass
+class Home:
+    """A temporary home with a Hermes store of the shape Hermes 0.19.0 writes."""
+
+    path: Path
+    auth: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.auth = self.path / ".hermes" / "auth.json"
+        self.auth.parent.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def state(self) -> Path:
+        return self.path / ".local/state/grok-oauth-proxy/auth_state.json"
+
+    def write_store(self, store: Json) -> None:
+        """As Hermes writes it: a temporary file of mode 0600, then a rename."""
+        temporary = self.auth.with_name("auth.json.tmp")
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(store, indent=2) + "\n")
+        temporary.replace(self.auth)
+
+    def read_store(self) -> Json:
+        store: Json = json.loads(self.auth.read_text())
+        return store
+
+    def refresh_tokens(self) -> set[str]:
+        """Every refresh token that stands in the store's places for xAI."""
+        store = self.read_store()
+        block = store.get("providers", {}).get("xai-oauth", {}).get("tokens", {})
+        pool = store.get("credential_pool", {}).get("xai-oauth", [])
+        return {place["refresh_token"] for place in (block, *pool) if place.get("refresh_token")}
+
+
+def provider_store(tokens: Json) -> Json:
+    """The shape `hermes model` leaves behind, mirror in the pool included."""
+    return {
+        "version": 1,
+        "providers": {
+            "xai-oauth": {
+                "tokens": {key: value for key, value in tokens.items() if key != "scope"},
+                "last_refresh": "2026-07-20T12:00:00Z",
+                "auth_mode": "oauth_device_code",
+                "discovery": {"token_endpoint": "https://auth.x.ai/oauth2/token"},
+                "redirect_uri": "",
+            },
+            "nous": {"access_token": "of-somebody-else"},
+        },
+        "credential_pool": {"xai-oauth": [pool_entry(tokens, source="device_code")]},
+        "active_provider": "xai-oauth",
+        "unknown": {"key": ["kept", 1, None]},
+    }
+
+
+def pool_store(tokens: Json) -> Json:
+    """The shape `hermes auth add xai-oauth` leaves behind."""
+    return {
+        "version": 1,
+        "providers": {},
+        "credential_pool": {"xai-oauth": [pool_entry(tokens, source="manual:device_code")]},
+        "active_provider": "xai-oauth",
+    }
+
+
+def pool_entry(tokens: Json, *, source: str) -> Json:
+    return {
+        "id": "a1b2c3",
+        "label": "me",
+        "auth_type": "oauth",
+        "priority": 0,
+        "source": source,
+        "access_token": tokens["access_token"],
+        "refresh_token": tokens["refresh_token"],
+        "last_status": None,
+        "base_url": "https://api.x.ai/v1",
+        "last_refresh": "2026-07-20T12:00:00Z",
+        "request_count": 0,
+    }
+
+
+@dataclass
+class Proxy:
+    """A running proxy."""
+
+    url: str
+    home: Home
+    http: httpx.Client
+    process: subprocess.Popen[str]
+    err: Output
+
+    def health(self) -> Json:
+        report: Json = self.http.get("/health").json()
+        return report
+
+    def metric(self, sample: str) -> float:
+        """The value of one sample, 0 when it has never been counted."""
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith(sample + " "):
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+def environment(home: Home, sim: Sim | None = None, **settings: object) -> dict[str, str]:
+    """What the proxy gets to see: this Python, the temporary home, the simulator and the settings."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(home.path), "HERMES_CLI_REQUIRED": "false", "PROXY_PORT": "0"}
+    if sim is not None:
+        env |= {
+            "GROK_PROXY_ALLOW_LOOPBACK_UPSTREAM": "true",
+            "XAI_BASE_URL": f"{sim.url}/v1",
+            "XAI_OAUTH_ISSUER": sim.url,
+            "HERMES_POLL_INTERVAL": "0.1",
+            "UPSTREAM_RETRY_DELAY": "0.05",
+        }
+    return env | {name: str(value) for name, value in settings.items()}
+
+
+@contextmanager
+def proxy_running(home: Home, sim: Sim | None = None, **settings: object) -> Iterator[Proxy]:
+    """`serve` in a process of its own, ready; ended by its id on the way out."""
+    with start(environment(home, sim, **settings)) as process:
+        err = Output(process.stderr)
+        try:
+            url = err.wait_for(r"ready: (http://\S+)/v1")[1]
+            with client(url, timeout=PATIENCE) as http:
+                yield Proxy(url, home, http, process, err)
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def start(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """The command line, with both outputs piped; `serve` unless other arguments are given."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "grok_oauth_proxy", *(arguments or ("serve",))],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    with start(env, *arguments) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
