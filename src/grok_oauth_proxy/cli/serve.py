@@ -12,7 +12,7 @@ def serve() -> None:
     All settings come from the environment; the README lists them.
     """
     # Imported here, so that `--help` and other commands do not wait for the server's libraries.
-    from grok_oauth_proxy import daemon  # noqa: PLC0415
-    from grok_oauth_proxy.settings import load_settings  # noqa: PLC0415
+    from grok_oauth_proxy import daemon
+    from grok_oauth_proxy.settings import load_settings
 
     daemon.run(load_settings())

@@ -69,6 +69,8 @@ class TokenManager:
         self._clock = clock
         self._refreshing: asyncio.Task[None] | None = None
         self._problem: RefreshFailed | None = None
+        self._useless: Token | None = None
+        """A token the API refused and no refresh can replace."""
         self._retry_at = 0.0
         self._failures_in_a_row = 0
         self._successes = self._failures = 0
@@ -103,9 +105,11 @@ class TokenManager:
                 return token
             await self._refresh(refused)
             token = self._usable(refused, 0.0)
-        if token is None:
-            raise self._unavailable()
-        return token
+        if token is not None:
+            return token
+        if refused is not None and self._problem and self._problem.terminal:
+            self._useless = refused
+        raise self._unavailable()
 
     async def refresh_ahead(self) -> None:
         """What the prewarm task does when `seconds_until_due` has passed; failures are kept, not raised."""
@@ -154,7 +158,7 @@ class TokenManager:
             token_endpoint=self._server.token_endpoint,
             expires_at=token.expires_at if token else None,
             seconds_to_expiry=remaining if math.isfinite(remaining) else None,
-            usable=remaining > 0,
+            usable=self._usable(None, 0.0) is not None,
             problem=self._problem,
             last_refresh=self._chain.state.last_refresh,
             successes=self._successes,
@@ -174,7 +178,7 @@ class TokenManager:
 
     def _usable(self, refused: Token | None, at_least: float) -> Token | None:
         token = self._token
-        if token is None or (refused is not None and token.bearer == refused.bearer):
+        if token is None or any(token.bearer == bad.bearer for bad in (refused, self._useless) if bad):
             return None
         # A token must outlive its journey to the API.
         needed = max(min(at_least, token.refresh_window(self._window)), min(1.0, token.lifetime / 20))
@@ -262,7 +266,7 @@ class TokenManager:
     # Bookkeeping.
 
     def _heal(self) -> None:
-        self._problem = None
+        self._problem = self._useless = None
         self._retry_at = 0.0
         self._failures_in_a_row = 0
 

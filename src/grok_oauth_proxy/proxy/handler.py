@@ -196,8 +196,12 @@ class Proxy:
         return token if current.bearer == token.bearer else current
 
     async def _renewed(self, token: Token, budget: float) -> Token | None:
+        """Another token than the refused one; None when there is no time to wait for it.
+
+        Where there can be none, `CredentialsUnavailable` tells the client more than the refusal would.
+        """
         try:
             async with asyncio.timeout(budget):
                 return await self._tokens.get(refused=token)
-        except (CredentialsUnavailable, TimeoutError):
+        except TimeoutError:
             return None
