@@ -20,6 +20,9 @@ import httpx
 from tests.sim.harness import Sim, client
 
 Json = dict[str, Any]
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+"""Runs a command so that file permissions count, for root too."""
+
 PATIENCE = 20.0
 """Seconds after which something that should have happened counts as not happening."""
 
@@ -171,7 +174,12 @@ class Proxy:
 
 def environment(home: Home, sim: Sim | None = None, **settings: object) -> dict[str, str]:
     """What the proxy gets to see: this Python, the temporary home, the simulator and the settings."""
-    env = {"PATH": os.environ["PATH"], "HOME": str(home.path), "HERMES_CLI_REQUIRED": "false", "PROXY_PORT": "0"}
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home.path),
+        "HERMES_CLI_REQUIRED": "false",
+        "PROXY_PORT": "0",
+    }
     if sim is not None:
         env |= {
             "GROK_PROXY_ALLOW_LOOPBACK_UPSTREAM": "true",
@@ -184,9 +192,11 @@ def environment(home: Home, sim: Sim | None = None, **settings: object) -> dict[
 
 
 @contextmanager
-def proxy_running(home: Home, sim: Sim | None = None, **settings: object) -> Iterator[Proxy]:
+def proxy_running(
+    home: Home, sim: Sim | None = None, *, by: tuple[str, ...] = (), **settings: object
+) -> Iterator[Proxy]:
     """`serve` in a process of its own, ready; ended by its id on the way out."""
-    with start(environment(home, sim, **settings)) as process:
+    with start(environment(home, sim, **settings), by=by) as process:
         err = Output(process.stderr)
         try:
             url = err.wait_for(r"ready: (http://\S+)/v1")[1]
@@ -197,10 +207,10 @@ def proxy_running(home: Home, sim: Sim | None = None, **settings: object) -> Ite
             process.wait(PATIENCE)
 
 
-def start(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    """The command line, with both outputs piped; `serve` unless other arguments are given."""
+def start(env: dict[str, str], *arguments: str, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """The command line, both outputs piped; `serve` without arguments. `by` is a command that runs it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "grok_oauth_proxy", *(arguments or ("serve",))],
+        [*by, sys.executable, "-m", "grok_oauth_proxy", *(arguments or ("serve",))],
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -169,6 +169,7 @@ class Proxy:
             token_age=age,
             is_current=current is token,
             since_futile=began - self._unproven_refresh,
+            can_resend=exchange.body.kept_whole,
         )
         if not (attempt.resends or attempt.refreshes):
             self._observer(StaleTokenRetry("attempt"))

@@ -73,16 +73,16 @@ Decision = Deliver | Resend | Refresh
 
 
 def after_stale_token(
-    attempt: Attempt, *, token_age: float, is_current: bool, since_futile: float
+    attempt: Attempt, *, token_age: float, is_current: bool, since_futile: float, can_resend: bool
 ) -> Decision:
     """The API refused the token: `token_age` seconds old, `is_current` unless a newer one is already known.
 
-    A token of a few seconds is sent again before another refresh is spent; one refresh a request, and none
-    within a minute of one that did not help (`since_futile` seconds ago).
+    A token of a few seconds is sent again before another refresh is spent, if the body is kept; one refresh
+    a request, and none within a minute of one that did not help (`since_futile` seconds ago).
     """
     if not is_current and attempt.resends < 2:
         return Resend(0.0)
-    if token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
+    if can_resend and token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
         return Resend(_FIRST_WAIT)
     if attempt.refreshes == 0 and since_futile >= FUTILE_FOR:
         return Refresh()

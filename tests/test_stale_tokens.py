@@ -1,0 +1,160 @@
+"""A refused token is refreshed once and the request sent once more, unseen by the client."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.harness import Home, Proxy, provider_store, proxy_running
+from tests.sim.harness import Sim
+
+STYLES = ["401", "403-flat", "403-nested", "403-wke"]
+
+
+def old_login(sim: Sim) -> dict[str, object]:
+    """A login whose access token the API refuses, as after a revocation of access tokens only."""
+    tokens = sim.login()
+    sim.http.post("/_sim/expire-access").raise_for_status()
+    return tokens
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_refreshed_and_resent(home: Home, own_sim: Sim, style: str) -> None:
+    """Whatever shape the refusal has, a POST with a body succeeds with one refresh."""
+    own_sim.patch(stale_style=style)
+    home.write_store(provider_store(old_login(own_sim)))
+    with proxy_running(home, own_sim) as proxy:
+        answer = proxy.http.post("/v1/echo", content=b"the body")
+        assert answer.status_code == 200
+        assert answer.json()["body_length"] == len(b"the body")
+        assert own_sim.counters()["refreshes"] == 1
+        assert proxy.metric("proxy_oauth_401_refresh_attempt_total") == 1
+        assert proxy.metric("proxy_oauth_401_refresh_success_total") == 1
+        assert proxy.metric("proxy_oauth_401_refresh_failure_total") == 0
+
+
+def test_many_refused_at_once_cost_one_refresh(home: Home, own_sim: Sim) -> None:
+    """Twenty requests refused together are all answered, and the login is refreshed once."""
+    home.write_store(provider_store(old_login(own_sim)))
+    with proxy_running(home, own_sim) as proxy:
+        with ThreadPoolExecutor(20) as pool:
+            statuses = list(pool.map(lambda _: proxy.http.post("/v1/echo").status_code, range(20)))
+        assert statuses == [200] * 20
+        assert own_sim.counters()["refreshes"] == 1
+        assert own_sim.counters()["reuses"] == 0
+
+
+def test_young_token_is_first_sent_again(home: Home, own_sim: Sim) -> None:
+    """A token the edge does not know yet is waited for, not refreshed."""
+    own_sim.patch(edge_lag=0.8)
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        own_sim.http.post("/_sim/expire-access").raise_for_status()
+        # The first request refreshes; the edge learns of the new token late.
+        assert proxy.http.get("/v1/models").status_code == 200
+        assert own_sim.counters()["refreshes"] == 1
+
+
+def test_constant_refusal_is_delivered(home: Home, own_sim: Sim) -> None:
+    """A refusal that no refresh cures reaches the client within three seconds, at the cost of one refresh."""
+    home.write_store(provider_store(own_sim.login()))
+    refused = {"x-sim": "reject=stale-401"}
+    with proxy_running(home, own_sim) as proxy:
+        began = time.monotonic()
+        assert proxy.http.post("/v1/echo", headers=refused).status_code == 401
+        assert time.monotonic() - began < 3.5
+        for _ in range(3):
+            assert proxy.http.post("/v1/echo", headers=refused).status_code == 401
+        assert own_sim.counters()["refreshes"] == 1
+        assert proxy.metric("proxy_oauth_401_refresh_failure_total") == 4
+
+
+def test_large_body_is_not_sent_twice(home: Home, own_sim: Sim) -> None:
+    """A refused body too large to be kept costs a 413 that says what to do; the next try succeeds."""
+    home.write_store(provider_store(old_login(own_sim)))
+    body = b"x" * 2000
+    with proxy_running(home, own_sim, REPLAY_BODY_LIMIT=1000) as proxy:
+        answer = proxy.http.post("/v1/echo", content=body)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "body_not_resendable"
+        assert answer.headers["x-should-retry"] == "true"
+        assert proxy.http.post("/v1/echo", content=body).json()["body_length"] == 2000
+
+
+def test_expired_token_is_refreshed_before_the_request(home: Home, own_sim: Sim) -> None:
+    """A login that expired while the proxy was off is refreshed on start, and no request sees it."""
+    home.write_store(provider_store(own_sim.login(access_lifetime=1)))
+    expired = home.read_store()["providers"]["xai-oauth"]["tokens"]["access_token"]
+    deadline = time.monotonic() + 5
+    while own_sim.status_of(expired) == 200:
+        assert time.monotonic() < deadline
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.http.get("/v1/models").status_code == 200
+        assert own_sim.counters()["stale_rejections"] == 1  # the probe above
+
+
+def test_no_credentials_is_no_stale_token(shared_proxy: Proxy, shared_sim: Sim) -> None:
+    """A 401 that speaks of missing credentials costs no refresh."""
+    before = shared_sim.counters()["token_requests"]
+    answer = shared_proxy.http.get("/v1/models", headers={"x-sim": "reject=no-credentials"})
+    assert answer.status_code == 401
+    assert shared_sim.counters()["token_requests"] == before
+
+
+def test_revoked_login_tells_what_to_do(home: Home, own_sim: Sim) -> None:
+    """A dead login is a 503 with the next step, one call to the token endpoint, and an honest health."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        own_sim.http.post("/_sim/revoke").raise_for_status()
+        for _ in range(5):
+            answer = proxy.http.post("/v1/echo")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "invalid_grant"
+            assert "hermes auth add xai-oauth" in answer.json()["error"]["message"]
+        assert own_sim.counters()["token_requests"] == 1
+        report = proxy.http.get("/health")
+        assert (report.status_code, report.json()["status"]) == (503, "unauthenticated")
+        assert report.json()["oauth_refresh"]["last_refresh_error_class"] == "invalid_grant"
+
+
+def test_dead_login_is_not_sent_again_after_a_restart(home: Home, own_sim: Sim) -> None:
+    """A restart does not try a dead login again; a new one in the store is live at once."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        own_sim.http.post("/_sim/revoke").raise_for_status()
+        assert proxy.http.post("/v1/echo").status_code == 503
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.http.post("/v1/echo").status_code == 503
+        assert own_sim.counters()["token_requests"] == 1
+        home.write_store(provider_store(own_sim.login()))
+        proxy.err.wait_for("Tokens written by hermes are now in use")
+        assert proxy.http.post("/v1/echo").status_code == 200
+
+
+def test_not_entitled_account(home: Home, own_sim: Sim) -> None:
+    """A 403 of the token endpoint is told as what it is, asked for once, and no new login is suggested."""
+    home.write_store(provider_store(old_login(own_sim)))
+    own_sim.http.post("/_sim/token-faults", json={"kind": "403-json", "times": 5}).raise_for_status()
+    with proxy_running(home, own_sim) as proxy:
+        for _ in range(3):
+            error = proxy.http.post("/v1/echo").json()["error"]
+            assert error["code"] == "not_entitled"
+            assert "Signing in again will not help" in error["message"]
+        assert own_sim.counters()["token_requests"] == 1
+
+
+@pytest.mark.parametrize("fault", ["500", "403-html", "drop-before"])
+def test_transient_failure_is_survived(home: Home, own_sim: Sim, fault: str) -> None:
+    """A token endpoint that fails is asked again by itself, and requests go on meanwhile."""
+    own_sim.http.post("/_sim/token-faults", json={"kind": fault, "times": 1}).raise_for_status()
+    home.write_store(provider_store(own_sim.login(access_lifetime=7)))
+    with proxy_running(home, own_sim) as proxy:
+        proxy.err.wait_for("could not be refreshed")
+        assert proxy.http.get("/v1/models").status_code == 200
+        assert proxy.health()["status"] == "degraded"
+        proxy.err.wait_for("The access token was refreshed")
+        assert proxy.http.get("/v1/models").status_code == 200
+        assert proxy.health()["status"] == "ok"
+        assert own_sim.counters()["revocations"] == 0

@@ -1,0 +1,201 @@
+"""The daemon starts closed: what is wrong is one line with the next step, and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Home, environment, pool_store, provider_store, proxy_running, run
+from tests.sim.harness import Sim
+
+NO_CLIENT_JWT = "eyJhbGciOiJub25lIn0.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln"
+
+
+def refusal(env: dict[str, str]) -> tuple[int, str]:
+    """Exit code and the one line of a refused start."""
+    ended = run(env)
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, lines[0]
+
+
+def test_missing_hermes_cli(home: Home, tmp_path: Path) -> None:
+    """Without the Hermes CLI on PATH the daemon refuses and says how to get it or to do without."""
+    env = environment(home, HERMES_CLI_REQUIRED="true", PATH=tmp_path)
+    code, line = refusal(env)
+    assert code == 3
+    assert "pip install hermes-agent" in line
+    assert "HERMES_CLI_REQUIRED=false" in line
+
+
+def test_missing_store(home: Home) -> None:
+    """Without auth.json the daemon refuses and says how to sign in."""
+    code, line = refusal(environment(home))
+    assert code == 3
+    assert str(home.auth) in line
+    assert "hermes auth add xai-oauth" in line
+
+
+def test_unreadable_store(home: Home) -> None:
+    """A store that cannot be read (here: a directory in its place) is named with the reason."""
+    home.auth.mkdir()
+    code, line = refusal(environment(home))
+    assert code == 3
+    assert "cannot be read: Is a directory" in line
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "\x00\xff"])
+def test_damaged_store(home: Home, content: str) -> None:
+    """A store that is not a JSON object is called damaged and left as it is."""
+    home.auth.write_text(content)
+    code, line = refusal(environment(home))
+    assert code == 3
+    assert "damaged" in line
+    assert home.auth.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        {"version": 1, "providers": {}},
+        {"providers": {"xai-oauth": {"tokens": {"id_token": "x"}, "last_auth_error": {"code": "dead"}}}},
+        {"providers": {"nous": {"access_token": "a", "refresh_token": "b"}}},
+        {"credential_pool": {"xai-oauth": [{"access_token": "only-this"}]}},
+        {"providers": [], "credential_pool": "?"},
+    ],
+    ids=["empty", "quarantined", "other-provider", "no-refresh-token", "odd-shape"],
+)
+def test_store_without_tokens(home: Home, store: dict[str, object]) -> None:
+    """A store without a whole xAI login leads to the sign-in command."""
+    home.auth.write_text(json.dumps(store))
+    code, line = refusal(environment(home))
+    assert code == 3
+    assert "holds no xAI login. Sign in with `hermes auth add xai-oauth`." in line
+
+
+def test_no_client_id(home: Home) -> None:
+    """Tokens whose claims name no client need XAI_OAUTH_CLIENT_ID, and the refusal says so."""
+    home.write_store(pool_store({"access_token": NO_CLIENT_JWT, "refresh_token": "r"}))
+    code, line = refusal(environment(home))
+    assert code == 3
+    assert "XAI_OAUTH_CLIENT_ID" in line
+
+
+def test_client_id_from_setting(home: Home) -> None:
+    """With XAI_OAUTH_CLIENT_ID the same tokens are served."""
+    home.write_store(pool_store({"access_token": NO_CLIENT_JWT, "refresh_token": "r"}))
+    with proxy_running(home, XAI_OAUTH_CLIENT_ID="client") as proxy:
+        assert proxy.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize("key", ["", "fifteen-letters"])
+def test_open_port_without_key(home: Home, own_sim: Sim, key: str) -> None:
+    """An address beyond loopback needs a key of at least 16 characters."""
+    home.write_store(provider_store(own_sim.login()))
+    code, line = refusal(environment(home, own_sim, PROXY_HOST="0.0.0.0", PROXY_API_KEY=key))
+    assert code == 3
+    assert "PROXY_API_KEY" in line
+    assert "fifteen-letters" not in line
+
+
+def test_open_port_with_key_asks_for_it_everywhere(home: Home, own_sim: Sim) -> None:
+    """Beyond loopback even /health and /metrics tell nothing without the key."""
+    home.write_store(provider_store(own_sim.login()))
+    key = "sixteen-letters!"
+    with proxy_running(home, own_sim, PROXY_HOST="0.0.0.0", PROXY_API_KEY=key) as proxy:
+        local = proxy.url.replace("0.0.0.0", "127.0.0.1")
+        for path in ("/health", "/metrics", "/v1/models"):
+            assert proxy.http.get(local + path).status_code == 401
+            assert proxy.http.get(local + path, headers={"x-api-key": key}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PROXY_PORT", "ninety", "PROXY_PORT"),
+        ("PROXY_APIKEY", "abc", "Did you mean PROXY_API_KEY"),
+        ("XAI_BASE_URL", "https://evil.example/v1", "only https addresses on x.ai"),
+        ("XAI_OAUTH_ISSUER", "http://auth.x.ai", "only https addresses on x.ai"),
+        ("XAI_BASE_URL", "http://127.0.0.1:1/v1", "only https addresses on x.ai"),
+        ("PROXY_HOST", "no.such.host.invalid", "PROXY_HOST"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "ALL_PROXY"),
+    ],
+)
+def test_bad_configuration(home: Home, own_sim: Sim, name: str, value: str, said: str) -> None:
+    """A bad value or a misspelt name ends with exit code 2 and names the variable in one line."""
+    home.write_store(provider_store(own_sim.login()))
+    code, line = refusal(environment(home, None, PROXY_API_KEY="k" * 16, **{name: value}))
+    assert code == 2
+    assert said in line
+
+
+def test_bad_key_is_not_echoed(home: Home) -> None:
+    """A key that is refused is not printed."""
+    code, line = refusal(environment(home, PROXY_API_KEY="with blank and secret"))
+    assert code == 2
+    assert "secret" not in line
+
+
+def test_next_port(home: Home, own_sim: Sim) -> None:
+    """A busy port is passed over for the next free one, said on start and kept in the state folder."""
+    home.write_store(provider_store(own_sim.login()))
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        wanted = busy.getsockname()[1]
+        with proxy_running(home, own_sim, PROXY_PORT=wanted) as proxy:
+            taken = int(proxy.url.rsplit(":", 1)[1])
+            assert wanted < taken <= wanted + 20
+            assert f"Port {wanted} is in use" in "\n".join(proxy.err.lines)
+            assert home.state.with_name("address").read_text() == proxy.url + "\n"
+    assert not home.state.with_name("address").exists()
+
+
+def test_unusable_state_folder(home: Home, own_sim: Sim) -> None:
+    """A state folder that cannot be made is named before anything is served."""
+    home.write_store(provider_store(own_sim.login()))
+    (home.path / ".local").write_text("a file in the way")
+    code, line = refusal(environment(home, own_sim))
+    assert code == 3
+    assert "GROK_PROXY_AUTH_STATE" in line
+
+
+def test_state_permissions_are_repaired(home: Home, own_sim: Sim) -> None:
+    """State that others could read is made private before it is read, and that is reported."""
+    home.write_store(provider_store(own_sim.login()))
+    home.state.parent.mkdir(parents=True)
+    home.state.parent.chmod(0o755)
+    home.state.write_text("{}")
+    home.state.chmod(0o644)
+    with proxy_running(home, own_sim) as proxy:
+        assert home.state.parent.stat().st_mode & 0o777 == 0o700
+        assert home.state.stat().st_mode & 0o777 == 0o600
+        assert sum("is now private" in line for line in proxy.err.lines) == 2
+
+
+def test_corrupt_state_is_kept_aside(home: Home, own_sim: Sim) -> None:
+    """A damaged state file is kept under another name and reported; the login is imported anew."""
+    home.write_store(provider_store(own_sim.login()))
+    home.state.parent.mkdir(parents=True)
+    home.state.write_text("half a file {")
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.health()["status"] == "ok"
+        assert "is kept as" in "\n".join(proxy.err.lines)
+    assert home.state.with_name("auth_state.json.corrupt-1").read_text() == "half a file {"
+    assert json.loads(home.state.read_text())["source"] == "hermes"
+
+
+def test_stops_cleanly(home: Home, own_sim: Sim) -> None:
+    """SIGTERM ends the daemon with exit code 0 and without a traceback."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.stop() == 0
+        assert "Traceback" not in proxy.err.text()
+
+
+def test_module_without_arguments_is_the_daemon(home: Home) -> None:
+    """`python -m grok_oauth_proxy` without a command means the daemon."""
+    assert "auth.json does not exist" in refusal(environment(home))[1]
