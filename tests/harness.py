@@ -23,7 +23,7 @@ Json = dict[str, Any]
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
 """Runs a command so that file permissions count, for root too."""
 
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds after which something that should have happened counts as not happening."""
 
 
