@@ -12,7 +12,10 @@ case "$*" in
         sed -n '2,4s/^# //p' "$0"
         exit 0
         ;;
-    *) fail "Unknown option: $*. Use ./install.sh or ./install.sh --demo." ;;
+    *)
+        printf 'Unknown option: %s. Use ./install.sh or ./install.sh --demo.\n' "$*" >&2
+        exit 2
+        ;;
 esac
 
 make_environment .venv
