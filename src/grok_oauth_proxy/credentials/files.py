@@ -57,7 +57,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreProblem(f"{path} does not exist.", code="missing") from None
     except OSError as error:
-        raise StoreProblem(f"{path} cannot be read: {error.strerror}.", code="unreadable") from None
+        raise StoreProblem(
+            f"{path} cannot be read: {error.strerror}. Make it readable for this user.", code="unreadable"
+        ) from None
     try:
         content = json.loads(text) if len(text) <= _MAX_STORE else None
     except (ValueError, RecursionError):

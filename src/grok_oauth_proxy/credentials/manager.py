@@ -180,8 +180,7 @@ class TokenManager:
         token = self._token
         if token is None or any(token.bearer == bad.bearer for bad in (refused, self._useless) if bad):
             return None
-        # A token must outlive its journey to the API.
-        needed = max(min(at_least, token.refresh_window(self._window)), min(1.0, token.lifetime / 20))
+        needed = max(min(at_least, token.refresh_window(self._window)), token.margin)
         return token if token.remaining(self._clock.wall()) > needed else None
 
     def _is_stale(self, refused: Token | None) -> bool:

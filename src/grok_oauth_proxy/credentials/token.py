@@ -45,9 +45,15 @@ class Token:
     def refresh_window(self, configured: float) -> float:
         """How long before expiry to refresh: never more than a quarter of the token's own life.
 
-        A fixed window longer than a short token's life would refresh on every call and burn the chain.
+        A fixed window longer than a short token's life would refresh on every call and burn the chain. It is
+        never shorter than `margin`, or a token could be too old to be sent and too young to be refreshed.
         """
-        return min(configured, self.lifetime / 4)
+        return min(max(configured, self.margin), self.lifetime / 4)
+
+    @property
+    def margin(self) -> float:
+        """Seconds a token must still live to outlast its journey to the API."""
+        return min(1.0, self.lifetime / 20)
 
 
 @dataclass(frozen=True, slots=True)

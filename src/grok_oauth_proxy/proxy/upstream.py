@@ -17,6 +17,8 @@ import httpx
 from grok_oauth_proxy.proxy.headers import Headers
 
 _KEEPALIVE_SECONDS: Final = 15.0
+_LAST_STATUS: Final = 599
+"""Beyond it no status has a meaning (RFC 9110 §15), and the server would not send it on."""
 
 
 class UpstreamFailure(Exception):
@@ -97,7 +99,11 @@ class Upstream:
             extensions={"target": request.target, "timeout": self._timeout},
         )
         with _translated(head_arrived=False):
-            return Answer(await self._transport.handle_async_request(outgoing))
+            response = await self._transport.handle_async_request(outgoing)
+        if response.status_code > _LAST_STATUS:
+            await response.aclose()
+            raise UpstreamFailure("invalid_status", sent=True)
+        return Answer(response)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
