@@ -29,12 +29,40 @@ _KEEP_ALIVE = 75
 _DRAIN = 30
 
 
+class _Connection(h11.Connection):
+    """Tells of each request's target, and holds a head to its limit however it arrives."""
+
+    def __init__(self, on_target: Callable[[bytes], None]) -> None:
+        super().__init__(h11.SERVER, _MAX_HEAD)
+        self._on_target = on_target
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            # h11 looks at the limit only while a head is incomplete.
+            if sum(len(name) + len(value) for name, value in event.headers) > _MAX_HEAD:
+                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+            self._on_target(event.target)
+        return event
+
+
 class Protocol(H11Protocol):
-    """Hands each request its transport, and answers what is not HTTP with an error like our others."""
+    """Hands each request its transport and its target as received; answers what is not HTTP like our errors.
+
+    Both stand in `scope["state"]`. The ASGI scope alone would lose a `?` with nothing behind it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app_state = dict(self.app_state)
+        self.conn = _Connection(self._remember_target)
+
+    def _remember_target(self, target: bytes) -> None:
+        self.app_state["target"] = target
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
+        self.app_state["transport"] = transport
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
@@ -66,7 +94,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                h11_max_incomplete_event_size=_MAX_HEAD,
                 timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=_DRAIN,
             )

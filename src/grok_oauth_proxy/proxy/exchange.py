@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import asyncio
+import socket
+import struct
+from typing import Final, Literal
 
 from grok_oauth_proxy.asgi import Scope, Send
 from grok_oauth_proxy.clock import Clock
@@ -12,6 +15,8 @@ from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.headers import Headers
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
 
 class Exchange:
     """Copies one answer to the client and remembers what the log and the metrics want to know."""
@@ -19,7 +24,7 @@ class Exchange:
     def __init__(self, scope: Scope, send: Send, body: RequestBody, clock: Clock) -> None:
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
-        self.query: bytes = scope["query_string"]
+        self.target: bytes = scope["state"]["target"]
         self.headers: Headers = scope["headers"]
         self.body = body
         self.request_id = new_request_id()
@@ -60,8 +65,10 @@ class Exchange:
         the connection (HTTP/1.0, RFC 9112 §6.3) shows it only by a reset.
         """
         self.ending = "truncated"
-        transport = self._scope["state"]["transport"]
+        transport: asyncio.Transport = self._scope["state"]["transport"]
         if self._scope["http_version"] == "1.0":
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             transport.abort()
         else:
             transport.close()

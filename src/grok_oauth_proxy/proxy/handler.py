@@ -102,7 +102,7 @@ class Proxy:
 
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
-        target = upstream_target(exchange.raw_path, exchange.query, self._upstream.base_path)
+        target = upstream_target(exchange.target, self._upstream.base_path)
         token = await self._tokens.get(at_least=self._life_needed(exchange))
         attempt = retry.Attempt(exchange.method)
         while True:

@@ -13,23 +13,23 @@ def is_api_path(raw_path: bytes) -> bool:
     return raw_path == PREFIX or raw_path.startswith(PREFIX + b"/")
 
 
-def upstream_target(raw_path: bytes, query: bytes, base_path: bytes) -> bytes:
+def upstream_target(target: bytes, base_path: bytes) -> bytes:
     """The request target for the API: everything after /v1 byte for byte, below the path of XAI_BASE_URL.
 
     Raises `ClientError` for a doubled prefix, and for dot segments, which could leave that path.
     """
-    rest = raw_path[len(PREFIX) :]
-    if is_api_path(rest):
+    rest = target[len(PREFIX) :]
+    path = rest.partition(b"?")[0]
+    if is_api_path(path):
         raise ClientError(
             "The path begins with /v1 twice. Your client adds /v1 by itself: end its base URL before /v1.",
             code="doubled_prefix",
             status=404,
         )
-    segments = unquote_to_bytes(rest).replace(b"\\", b"/").split(b"/")
+    segments = unquote_to_bytes(path).replace(b"\\", b"/").split(b"/")
     if b"." in segments or b".." in segments:
         raise ClientError("The path must not contain . or .. segments.", code="bad_path")
-    target = (base_path + rest) or b"/"
-    return target + b"?" + query if query else target
+    return base_path + rest if base_path + path else b"/" + rest
 
 
 def outside_api(path: str) -> ClientError:

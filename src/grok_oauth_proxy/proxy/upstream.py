@@ -1,6 +1,7 @@
 """Connections to the API. The one seam where network errors become `UpstreamFailure`.
 
-Bytes go through as received: nothing is decoded, followed, retried or added here.
+Bytes go through as received: nothing is decoded, followed, retried or added here. httpcore, the engine below
+httpx, is used directly: httpx would normalise the request target and add headers of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 from grok_oauth_proxy.proxy.headers import Headers
@@ -43,12 +45,11 @@ class Request:
 class Answer:
     """A response whose head has arrived. Closing it before its end drops the connection."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpcore.Response) -> None:
         self._response = response
-        self.status = response.status_code
-        self.headers: Headers = response.headers.raw
-        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - what the transport returns
-        self._chunks = aiter(response.stream)
+        self._chunks = response.aiter_stream()
+        self.status = response.status
+        self.headers: Headers = response.headers
 
     def __repr__(self) -> str:
         return f"Answer(status={self.status})"
@@ -80,62 +81,68 @@ class Upstream:
         parts = urlsplit(base_url)
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
-        self._origin = f"{parts.scheme}://{parts.netloc}"
-        self._timeout = httpx.Timeout(read_timeout, connect=connect_timeout).as_dict()
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=tls,
-            proxy=proxy,
+        self._scheme = parts.scheme.encode("ascii")
+        self._address = ((parts.hostname or "").encode("ascii"), parts.port)
+        self._timeouts = dict.fromkeys(("read", "write"), read_timeout) | {"connect": connect_timeout}
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls,
+            proxy=_egress(proxy),
             # No upper bound: a stream may last an hour, and the next request must not wait for it.
-            limits=httpx.Limits(max_keepalive_connections=100, keepalive_expiry=_KEEPALIVE_SECONDS),
+            max_connections=None,
+            max_keepalive_connections=100,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
         )
 
     async def send(self, request: Request) -> Answer:
         """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what `body` raises."""
-        outgoing = httpx.Request(
+        host, port = self._address
+        outgoing = httpcore.Request(
             request.method,
-            self._origin,
+            httpcore.URL(scheme=self._scheme, host=host, port=port, target=request.target),
             headers=request.headers,
-            stream=_Body(request.body),
-            extensions={"target": request.target, "timeout": self._timeout},
+            content=request.body,
+            extensions={"timeout": self._timeouts},
         )
         with _translated(head_arrived=False):
-            response = await self._transport.handle_async_request(outgoing)
-        if response.status_code > _LAST_STATUS:
+            response = await self._pool.handle_async_request(outgoing)
+        if response.status > _LAST_STATUS:
             await response.aclose()
             raise UpstreamFailure("invalid_status", sent=True)
         return Answer(response)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._pool.aclose()
 
 
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, chunks: AsyncIterator[bytes] | None) -> None:
-        self._chunks = chunks
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._chunks is not None:
-            async for chunk in self._chunks:
-                yield chunk
+def _egress(url: str | None) -> httpcore.Proxy | None:
+    if url is None:
+        return None
+    proxy = httpx.Proxy(url)
+    address = httpcore.URL(
+        scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=b"/"
+    )
+    return httpcore.Proxy(address, auth=proxy.raw_auth)
 
 
 @contextmanager
 def _translated(*, head_arrived: bool) -> Iterator[None]:
     try:
         yield
-    except httpx.TransportError as error:
+    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
         raise _failure(error, head_arrived=head_arrived) from None
+    except httpcore.ProxyError:
+        raise UpstreamFailure("unreachable", sent=False) from None
 
 
-def _failure(error: httpx.TransportError, *, head_arrived: bool) -> UpstreamFailure:
+def _failure(error: Exception, *, head_arrived: bool) -> UpstreamFailure:
     match error:
-        case httpx.LocalProtocolError():
+        case httpcore.LocalProtocolError():
             return UpstreamFailure("bad_request", sent=False)
-        case httpx.ConnectTimeout():
+        case httpcore.ConnectTimeout():
             return UpstreamFailure("connect_timeout", sent=False)
-        case httpx.ConnectError() | httpx.ProxyError() | httpx.PoolTimeout():
+        case httpcore.ConnectError():
             return UpstreamFailure("unreachable", sent=False)
-        case httpx.TimeoutException():
+        case httpcore.TimeoutException():
             return UpstreamFailure("timeout", sent=True)
         case _:
             return UpstreamFailure("truncated" if head_arrived else "broken_off", sent=True)
