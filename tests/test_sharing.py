@@ -95,9 +95,8 @@ def test_state_survives_without_the_write_back(home: Home, own_sim: Sim) -> None
         pass  # the state file now knows the first link
     state = json.loads(home.state.read_text())
     second = own_sim.refresh(first["refresh_token"]).json()
-    spent = state["spent"]
-    assert spent == []
-    state["spent"] = [_fingerprint(first["refresh_token"])]
+    assert state["successors"] == {}
+    state["successors"] = {_fingerprint(first["refresh_token"]): _fingerprint(second["refresh_token"])}
     state["tokens"] |= {key: second[key] for key in ("access_token", "refresh_token")}
     home.state.write_text(json.dumps(state))
     with proxy_running(home, own_sim) as proxy:

@@ -77,10 +77,9 @@ async def running_app(settings: Settings) -> AsyncIterator[Application]:
             clock=clock,
         )
         tokens = TokenManager(
-            Chain(store, state_file, observer),
+            Chain(store, state_file, observer, client_id=settings.xai_oauth_client_id),
             server,
             window=settings.token_refresh_window,
-            client_id=settings.xai_oauth_client_id,
             observer=observer,
             clock=clock,
         )

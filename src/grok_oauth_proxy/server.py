@@ -27,6 +27,7 @@ FURTHER_PORTS: Final = 20
 _MAX_HEAD = 64 * 1024
 _KEEP_ALIVE = 75
 _DRAIN = 30
+_LINGER = 1.0
 
 
 class _Connection(h11.Connection):
@@ -40,7 +41,8 @@ class _Connection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             # h11 looks at the limit only while a head is incomplete.
-            if sum(len(name) + len(value) for name, value in event.headers) > _MAX_HEAD:
+            lines = (len(name) + len(value) + len(b": \r\n") for name, value in event.headers)
+            if len(event.target) + sum(lines) > _MAX_HEAD:
                 raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
             self._on_target(event.target)
         return event
@@ -56,6 +58,7 @@ class Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.app_state = dict(self.app_state)
         self.conn = _Connection(self._remember_target)
+        self._refused = False
 
     def _remember_target(self, target: bytes) -> None:
         self.app_state["target"] = target
@@ -63,6 +66,10 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state["transport"] = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
@@ -76,7 +83,11 @@ class Protocol(H11Protocol):
         headers = [*error_headers(error, body, new_request_id()), (b"connection", b"close")]
         for event in (h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        # Closing while the client still sends would reset the connection before it has read this
+        # (RFC 9112 §9.6): what comes is thrown away for a moment first.
+        self._refused = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -106,15 +117,11 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        # Never removed: a second signal must not kill a refresh that is waited for on the way out.
         loop = asyncio.get_running_loop()
-        handled = (signal.SIGINT, signal.SIGTERM)
-        for number in handled:
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in handled:
-                loop.remove_signal_handler(number)
+        yield
 
 
 def listen(host: str, port: int) -> socket.socket:

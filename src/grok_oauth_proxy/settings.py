@@ -16,9 +16,6 @@ from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 
 MIN_API_KEY_LENGTH = 16
 
-# Names other programs read that look like ours.
-_FOREIGN = frozenset({"XAI_API_KEY"})
-
 
 class Settings(BaseSettings):
     """All settings, from environment variables of the same name in upper case. Times are seconds."""
@@ -67,8 +64,8 @@ class Settings(BaseSettings):
     @field_validator("proxy_allowed_origins")
     @classmethod
     def _each_origin_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if "*" in value:
-            raise ValueError("name each origin; * would let every web page spend your quota")
+        if {"*", "null"} & {*value}:
+            raise ValueError("name each origin; * or null would let every web page spend your quota")
         return value
 
     @field_validator("log_level", mode="before")
@@ -129,9 +126,11 @@ def _refuse_misspellings(environment: Iterable[str]) -> None:
     prefixes = tuple({name.split("_")[0] + "_" for name in known})
     squeezed = {name.replace("_", ""): name for name in known}
     for name in sorted(environment):
-        if name.upper() in known or name in _FOREIGN or not name.upper().startswith(prefixes):
+        if name.upper() in known or not name.upper().startswith(prefixes):
             continue
-        match = difflib.get_close_matches(name.upper().replace("_", ""), squeezed, n=1, cutoff=0.9)
+        bare = name.upper().replace("_", "")
+        swapped = [other for other in squeezed if sorted(other) == sorted(bare)]
+        match = swapped or difflib.get_close_matches(bare, squeezed, n=1, cutoff=0.9)
         if match:
             raise ConfigurationError(
                 f"{name} is not a setting. Did you mean {squeezed[match[0]]}? Rename or unset it."

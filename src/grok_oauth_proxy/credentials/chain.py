@@ -11,12 +11,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from grok_oauth_proxy.credentials.state import State, StateFile
 from grok_oauth_proxy.credentials.token import Grant
 from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import ChainAdopted, Observer, StoreTrouble
+
+_SPENT: Final = "invalid_grant"
+_WRONG_CLIENT: Final = "invalid_client"
 
 
 class CredentialSource(Protocol):
@@ -31,14 +34,25 @@ class CredentialSource(Protocol):
 
 
 class Chain:
-    """The grant in use and its bookkeeping. One call at a time; a writing caller holds the store's lock."""
+    """The grant in use and its bookkeeping. One call at a time; a writing caller holds the store's lock.
 
-    def __init__(self, source: CredentialSource, state_file: StateFile, observer: Observer) -> None:
+    `client_id` is the one that was set, if any; else the login's own claims name it.
+    """
+
+    def __init__(
+        self,
+        source: CredentialSource,
+        state_file: StateFile,
+        observer: Observer,
+        *,
+        client_id: str | None = None,
+    ) -> None:
         self.source = source
         self.grant: Grant | None = None
         self.state = State(source=source.name)
         self.behind = False
         """The store still holds a link that was spent here, because writing to it failed."""
+        self._client_id = client_id
         self._unsaved: tuple[Grant, Grant] | None = None
         self._state_file = state_file
         self._observer = observer
@@ -49,8 +63,14 @@ class Chain:
         return self.behind or self._unsaved is not None
 
     @property
-    def is_dead(self) -> bool:
-        return self.grant is not None and self.grant.fingerprint in self.state.dead
+    def client_id(self) -> str | None:
+        """The OAuth client that refreshes are made for."""
+        return self._client_id or (self.grant.token.client_id if self.grant else None)
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the grant in use must not be sent: the error code that ended it, or None."""
+        return self._verdict(self.grant) if self.grant else None
 
     def recall(self) -> None:
         """Merge what the state file knows: another proxy on the same file may have spent links too."""
@@ -62,32 +82,37 @@ class Chain:
         if known is not None:
             self.state = known.merged(self.state)
 
-    def lags(self, grants: list[Grant]) -> bool:
-        """True when the store, as just read, holds a link that is spent."""
-        return any(grant.fingerprint in self.state.spent for grant in grants)
+    def lagging(self, grants: list[Grant]) -> list[tuple[Grant, Grant]]:
+        """The links of a store, as just read, that are spent, each with its living successor."""
+        return [
+            (stored, ours)
+            for stored in grants
+            if (ours := self._current(stored)) and ours.fingerprint != stored.fingerprint
+        ]
 
     def synchronise(self) -> None:
-        """Bring store, state file and memory together. Raises `StoreProblem` when the store has no grant."""
+        """Bring store, state file and memory together. Raises `StoreProblem` when the store has no grant.
+
+        A spent link in the store comes from a write that failed, a crash between two writes, or an old copy
+        that was put back: its successor goes where it stands.
+        """
         self.recall()
-        ours = self.state.grant
-        for stored in self.source.read():
-            # A write that failed, a crash between two writes, or an old copy that was put back.
-            if ours and self.lags([stored]) and ours.fingerprint != stored.fingerprint:
-                self._write_back(stored, ours)
+        for stored, ours in self.lagging(self.source.read()):
+            self._write_back(stored, ours)
         self.adopt(self.source.read())
 
     def adopt(self, grants: list[Grant]) -> None:
-        """Use the most preferred grant that is neither dead nor spent; keep the state file in step."""
-        unusable = {*self.state.spent, *self.state.dead}
-        candidates = [*grants, self.state.grant] if self.state.grant else grants
-        chosen = next((grant for grant in candidates if grant.fingerprint not in unusable), grants[0])
-        if self.grant and _same(chosen, self.grant):
-            return
-        if self.grant is not None:
-            self._observer(ChainAdopted(self.source.name))
-        self.grant = chosen
+        """Use the most preferred grant that can still be sent; keep the state file in step."""
+        self.behind = bool(self.lagging(grants))
+        current = [ours for stored in grants if (ours := self._current(stored))]
+        chosen = next((grant for grant in current if not self._verdict(grant)), None)
+        chosen = chosen or next(iter(current), grants[0])
+        if self.grant is None or not _same(chosen, self.grant):
+            if self.grant is not None:
+                self._observer(ChainAdopted(self.source.name))
+            self.grant = chosen
         if self.state.grant is None or not _same(chosen, self.state.grant):
-            self.state = replace(self.state, grant=chosen, client_id=chosen.token.client_id)
+            self.state = replace(self.state, grant=chosen, client_id=self.client_id)
             self._save_state()
 
     def advance(self, old: Grant, new: Grant) -> bool:
@@ -99,16 +124,33 @@ class Chain:
             return False
         self._unsaved = None
         self.grant = new
+        self.behind = self.behind or not written
         return True
 
     def save_leftovers(self) -> bool:
         """Try again to save a successor no disk took; its predecessor is spent. True when nothing is left."""
         return self._unsaved is None or self.advance(*self._unsaved)
 
-    def bury(self, grant: Grant) -> None:
-        """Never send this link again, not after a restart either."""
-        self.state = self.state.after_death(grant.fingerprint)
+    def bury(self, grant: Grant, error: str) -> None:
+        """Never send this link again, not after a restart either; another client id may change a verdict."""
+        verdict = f"{error} {self.client_id}" if error == _WRONG_CLIENT else error
+        self.state = self.state.after_death(grant.fingerprint, verdict)
         self._save_state()
+
+    def _current(self, stored: Grant) -> Grant | None:
+        """What to use instead of a link found in the store: itself, our successor of it, or nothing."""
+        ours, newest = self.state.grant, self.state.newest(stored.fingerprint)
+        if ours and newest == ours.fingerprint:
+            # Our own copy knows the times by this machine's clock.
+            same = stored.token.bearer == ours.token.bearer
+            return ours if same or newest != stored.fingerprint else stored
+        return stored if newest == stored.fingerprint else None
+
+    def _verdict(self, grant: Grant) -> str | None:
+        if self.state.newest(grant.fingerprint) != grant.fingerprint:
+            return _SPENT
+        error, _, client_id = self.state.dead.get(grant.fingerprint, "").partition(" ")
+        return error if error and client_id in ("", self.client_id) else None
 
     def note_refresh(self, at: float, error_class: str | None, *, rotated: bool) -> None:
         """Remember how the last refresh went; it reaches the disk with the next write."""
@@ -125,11 +167,12 @@ class Chain:
 
     def _write_back(self, old: Grant, new: Grant) -> bool:
         try:
-            self.behind = False
             return self.source.write_back(old, new) > 0
-        except OSError as error:
+        except (OSError, ValueError, RecursionError) as error:
+            # Whatever it is, the successor must live: the last two are a store that cannot be encoded.
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            self._observer(StoreTrouble("store_not_written", f"Hermes' store was not written: {reason}."))
             self.behind = True
-            self._observer(StoreTrouble("store_not_written", f"{error.strerror}: {error.filename}"))
             return False
 
     def _save_state(self) -> bool:

@@ -76,28 +76,42 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            _keep_owner(file.fileno(), target)
             file.write(json.dumps(content, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        _move_into_place(temporary, target)
-    finally:
+        replaceable = _replaced(temporary, target)
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    if not replaceable:
+        # If this fails half-way, the whole content is still in the temporary file.
+        shutil.copyfile(temporary, target)
+        with target.open("rb+") as file_in_place:
+            os.fsync(file_in_place.fileno())
+        temporary.unlink()
     _sync_directory(target.parent)
 
 
-def _move_into_place(temporary: Path, target: Path) -> None:
+def _keep_owner(descriptor: int, target: Path) -> None:
+    """Root may serve another user's store, which that user must still be able to read."""
+    if os.geteuid() == 0 and target.exists():
+        status = target.stat()
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+
+
+def _replaced(temporary: Path, target: Path) -> bool:
+    """False for a file mounted by itself (a container's bind mount), which can only be rewritten."""
     try:
         temporary.replace(target)
     except OSError as error:
-        # A file mounted by itself (a container's bind mount) can be rewritten but not replaced.
         if error.errno not in (errno.EBUSY, errno.EXDEV):
             raise
-        shutil.copyfile(temporary, target)
-        with target.open("rb+") as file:
-            os.fsync(file.fileno())
+        return False
+    return True
 
 
 def _sync_directory(directory: Path) -> None:

@@ -12,9 +12,17 @@ import random
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.chain import Chain
-from grok_oauth_proxy.credentials.messages import BEHIND, BLOCKED, READ_ONLY, TRANSIENT, UNSAVED
+from grok_oauth_proxy.credentials.messages import (
+    BEHIND,
+    BLOCKED,
+    EXPIRED_REPLY,
+    READ_ONLY,
+    TRANSIENT,
+    UNSAVED,
+)
 from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Terminal, Transient
 from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
@@ -30,6 +38,7 @@ class Refresher(Protocol):
 
     @property
     def token_endpoint(self) -> str: ...
+    async def discover(self) -> None: ...
     async def refresh(self, grant: Grant, client_id: str) -> Outcome: ...
 
 
@@ -57,20 +66,18 @@ class TokenManager:
         server: Refresher,
         *,
         window: float,
-        client_id: str | None,
         observer: Observer,
         clock: Clock,
     ) -> None:
         self._chain = chain
         self._server = server
         self._window = window
-        self._client_id = client_id
         self._observer = observer
         self._clock = clock
         self._refreshing: asyncio.Task[None] | None = None
         self._problem: RefreshFailed | None = None
         self._useless: Token | None = None
-        """A token the API refused and no refresh can replace."""
+        """A token the API refused as stale, of a login that is dead."""
         self._retry_at = 0.0
         self._failures_in_a_row = 0
         self._successes = self._failures = 0
@@ -83,13 +90,12 @@ class TokenManager:
     @property
     def client_id(self) -> str | None:
         """The OAuth client that refreshes are made for: the setting, else what the login's claims say."""
-        return self._client_id or (self._token.client_id if self._token else None)
+        return self._chain.client_id
 
     # What callers use.
 
     async def start(self) -> None:
         """Import the grant; raise `StoreProblem` when there is none."""
-        await asyncio.to_thread(self._chain.recall)
         await self.reload()
 
     async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token:
@@ -107,7 +113,7 @@ class TokenManager:
             token = self._usable(refused, 0.0)
         if token is not None:
             return token
-        if refused is not None and self._problem and self._problem.terminal:
+        if refused is not None and self._problem and self._problem.reason == "invalid_grant":
             self._useless = refused
         raise self._unavailable()
 
@@ -120,8 +126,9 @@ class TokenManager:
         """The store changed: adopt what it holds. Raises `StoreProblem`; what is in use stays in use."""
         before = self._chain.grant
         async with self._disk:
+            await asyncio.to_thread(self._chain.recall)
             grants = await asyncio.to_thread(self._chain.source.read)
-            if self._chain.lags(grants) and self._chain.source.unwritable() is None:
+            if self._chain.lagging(grants) and self._chain.source.unwritable() is None:
                 async with self._chain.source.lock():
                     await asyncio.to_thread(self._chain.synchronise)
             else:
@@ -129,8 +136,7 @@ class TokenManager:
         if self._chain.grant != before:
             self._heal()
             self._changed.set()
-        if self._chain.is_dead:
-            self._problem = RefreshFailed("invalid_grant", BLOCKED["invalid_grant"], terminal=True)
+        self._believe_verdict()
 
     def seconds_until_due(self) -> float:
         """Seconds until a refresh (or another try at one) is due; infinite when only the store can help."""
@@ -198,10 +204,16 @@ class TokenManager:
 
     async def _run_refresh(self, refused: Token | None) -> None:
         try:
+            # Before the lock: Hermes gives up waiting for it after 15 s.
+            await self._server.discover()
             async with self._disk:
                 await self._transaction(refused)
         except StoreProblem as problem:
             self._fail(RefreshFailed(problem.code, problem.message, terminal=False))
+        except Exception as error:  # noqa: BLE001 - the link may be spent: no other try without a pause
+            log_bug("A refresh failed.", error)
+            reason = "internal_error"
+            self._fail(RefreshFailed(reason, TRANSIENT.format(reason=reason), terminal=False))
         finally:
             self._refreshing = None
             self._changed.set()
@@ -211,25 +223,34 @@ class TokenManager:
     async def _transaction(self, refused: Token | None) -> None:
         chain = self._chain
         if (store := chain.source.unwritable()) is not None:
+            await self._save_leftovers()
             await asyncio.to_thread(lambda: chain.adopt(chain.source.read()))
             if self._is_stale(refused):
                 raise StoreProblem(READ_ONLY.format(store=store), code="store_read_only")
-            self._heal()
-            return
-        async with chain.source.lock():
-            if not await asyncio.to_thread(chain.save_leftovers):
-                raise StoreProblem(UNSAVED, code="not_saved")
-            await asyncio.to_thread(chain.synchronise)
-            while chain.grant and self._is_stale(refused) and not chain.is_dead:
-                if not await self._spend(chain.grant):
-                    break
-                # Terminal: a sibling may have rotated outside the lock, so the store is read again
-                # before the verdict is believed (facts: OAuth server).
-                await asyncio.to_thread(chain.synchronise)
-            if chain.behind:
-                raise StoreProblem(BEHIND, code="store_not_written")
+        else:
+            async with chain.source.lock():
+                await self._save_leftovers()
+                await self._rotate(refused)
+        if chain.behind:
+            raise StoreProblem(BEHIND, code="store_not_written")
         if not self._is_stale(refused):
             self._heal()
+        self._believe_verdict()
+
+    async def _save_leftovers(self) -> None:
+        if not await asyncio.to_thread(self._chain.save_leftovers):
+            raise StoreProblem(UNSAVED, code="not_saved")
+
+    async def _rotate(self, refused: Token | None) -> None:
+        """Adopt what others wrote; spend the link only if that gave no good token."""
+        chain = self._chain
+        await asyncio.to_thread(chain.synchronise)
+        while chain.grant and self._is_stale(refused) and not chain.verdict:
+            if not await self._spend(chain.grant):
+                return
+            # Terminal: a sibling may have rotated outside the lock, so the store is read again
+            # before the verdict is believed (facts: OAuth server).
+            await asyncio.to_thread(chain.synchronise)
 
     async def _spend(self, grant: Grant) -> bool:
         """Send the refresh token once; True when the verdict was terminal and the store wants a look."""
@@ -243,7 +264,7 @@ class TokenManager:
                 await self._publish(grant, renewed, rotated=rotated)
             case Terminal(error):
                 self._fail(RefreshFailed(error, BLOCKED[error], terminal=True))
-                await asyncio.to_thread(self._chain.bury, grant)
+                await asyncio.to_thread(self._chain.bury, grant, error)
                 return True
             case NotEntitled():
                 self._fail(RefreshFailed("not_entitled", BLOCKED["not_entitled"], terminal=True))
@@ -261,8 +282,19 @@ class TokenManager:
         self._successes += 1
         self._heal()
         self._observer(RefreshSucceeded(rotated=rotated, lifetime=new.token.lifetime))
+        if self._is_stale(None):
+            # Spending link after link would not help: the clocks or the server are wrong.
+            self._fail(RefreshFailed("expired_reply", EXPIRED_REPLY, terminal=False))
 
     # Bookkeeping.
+
+    def _believe_verdict(self) -> None:
+        """Tell a verdict that stands in the state file, from another process or before a restart, once."""
+        error = self._chain.verdict
+        if error is None or (self._problem and self._problem.reason == error):
+            return
+        self._problem = RefreshFailed(error, BLOCKED[error], terminal=True)
+        self._observer(self._problem)
 
     def _heal(self) -> None:
         self._problem = self._useless = None

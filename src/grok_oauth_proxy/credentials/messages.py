@@ -30,6 +30,11 @@ TRANSIENT: Final = (
     "network and https://status.x.ai."
 )
 
+EXPIRED_REPLY: Final = (
+    "The authorization server gave an access token that has already expired. Check this machine's clock; "
+    "trying again by itself."
+)
+
 UNSAVED: Final = (
     "The renewed login could not be written to disk, so it is not used yet. Free some space or repair the "
     "permissions of the state folder and of Hermes' store; saving is tried again by itself."

@@ -72,6 +72,7 @@ class AuthorizationServer:
         self._timeout = httpx.Timeout(_READ_TIMEOUT, connect=connect_timeout)
         self._clock = clock
         self._discovered: str | None = None
+        self._untrusted = False
 
     @property
     def token_endpoint(self) -> str:
@@ -80,8 +81,8 @@ class AuthorizationServer:
 
     async def refresh(self, grant: Grant, client_id: str) -> Outcome:
         """Spend the refresh token of `grant` once."""
-        if refused := await self._discover():
-            return refused
+        if self._untrusted:
+            return Transient("untrusted_token_endpoint")
         form = {
             "grant_type": "refresh_token",
             "client_id": client_id,
@@ -92,26 +93,27 @@ class AuthorizationServer:
             form |= {"principal_type": token.principal_type or "", "principal_id": token.principal_id}
         try:
             status, headers, body = await self._ask("POST", self.token_endpoint, form)
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             return Transient(_network_reason(error))
         return judge(grant, status, headers, body, now=self._clock.wall())
 
-    async def _discover(self) -> Transient | None:
+    async def discover(self) -> None:
         """Learn the token endpoint once. Only an endpoint outside x.ai stops a refresh; failure does not."""
         if self._discovered:
-            return None
+            return
         try:
             status, _, body = await self._ask("GET", f"{self._issuer}/.well-known/openid-configuration")
-        except httpx.TransportError:
-            return None
+        except httpx.HTTPError:
+            return
         endpoint = (_json_object(body) or {}).get("token_endpoint") if status == httpx.codes.OK else None
         if not isinstance(endpoint, str):
-            return None
+            return
         try:
             self._discovered = trusted_url(endpoint, allow_loopback=self._allow_loopback)
         except UntrustedOrigin:
-            return Transient("untrusted_token_endpoint")
-        return None
+            self._untrusted = True
+        else:
+            self._untrusted = False
 
     async def _ask(
         self, method: str, url: str, form: dict[str, str] | None = None
@@ -153,7 +155,7 @@ def _accept(grant: Grant, reply: dict[str, Any], now: float) -> Outcome:
     refresh = _token_text(reply.get("refresh_token")) or grant.refresh_token.get_secret_value()
     identity = _token_text(reply.get("id_token"))
     expires_in = reply.get("expires_in")
-    seconds = expires_in if isinstance(expires_in, int) and 0 < expires_in < 10**9 else None
+    seconds = expires_in if type(expires_in) is int and 0 < expires_in < 10**9 else None
     renewed = Grant(
         token=fresh_token(access, expires_in=seconds, now=now),
         refresh_token=SecretStr(refresh),
@@ -183,7 +185,7 @@ def _retry_after(headers: httpx.Headers) -> float | None:
     return min(float(value), _MAX_RETRY_AFTER) if value.isascii() and value.isdigit() else None
 
 
-def _network_reason(error: httpx.TransportError) -> str:
+def _network_reason(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
         return "unreachable"
     return "timeout" if isinstance(error, httpx.TimeoutException) else "broken_off"

@@ -18,38 +18,56 @@ from grok_oauth_proxy.errors import StoreProblem
 
 _VERSION = 1
 _REMEMBERED = 64
-"""How many spent and dead links are remembered. A store restored from a backup older than that is a risk
-only if the links in between were all spent by this proxy."""
+"""How many links are remembered. An older copy of the store that is put back would be believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the file holds. `spent` and `dead` are fingerprints, newest last."""
+    """What the file holds. Links of the chain are named by their fingerprints, newest last in each mapping.
+
+    `successors` maps a spent link to the one that took its place; `dead` maps a link to the verdict on it:
+    invalid_grant, or invalid_client with the client id that was not accepted behind a blank.
+    """
 
     source: str
     client_id: str | None = None
     grant: Grant | None = None
-    spent: tuple[str, ...] = ()
-    dead: tuple[str, ...] = ()
+    successors: dict[str, str] = field(default_factory=dict)
+    dead: dict[str, str] = field(default_factory=dict)
     last_refresh: dict[str, Any] = field(default_factory=dict)
+
+    def newest(self, fingerprint: str) -> str:
+        """The link at the end of the chain that leads from this one, as far as it is known."""
+        for _ in range(len(self.successors)):
+            fingerprint = self.successors.get(fingerprint, fingerprint)
+        return fingerprint
 
     def after_rotation(self, old: Grant, new: Grant) -> State:
         if old.fingerprint == new.fingerprint:
             return replace(self, grant=new)
-        return replace(self, grant=new, spent=(*self.spent, old.fingerprint)[-_REMEMBERED:])
+        successors = _newest_last(self.successors, {old.fingerprint: new.fingerprint})
+        return replace(self, grant=new, successors=successors)
+
+    def after_death(self, fingerprint: str, verdict: str) -> State:
+        return replace(self, dead=_newest_last(self.dead, {fingerprint: verdict}))
 
     def merged(self, memory: State) -> State:
         """This state, as read from disk, with what a running proxy knows beyond it."""
+        successors = _newest_last(self.successors, memory.successors)
+        ahead = self.grant is None or self.grant.fingerprint in memory.successors
         return replace(
             self,
             source=memory.source,
-            spent=tuple(dict.fromkeys((*self.spent, *memory.spent)))[-_REMEMBERED:],
-            dead=tuple(dict.fromkeys((*self.dead, *memory.dead)))[-_REMEMBERED:],
+            grant=memory.grant if memory.grant and ahead else self.grant,
+            successors=successors,
+            dead=_newest_last(self.dead, memory.dead),
             last_refresh=memory.last_refresh or self.last_refresh,
         )
 
-    def after_death(self, fingerprint: str) -> State:
-        return replace(self, dead=(*self.dead, fingerprint)[-_REMEMBERED:])
+
+def _newest_last(older: dict[str, str], newer: dict[str, str]) -> dict[str, str]:
+    merged = {**{key: older[key] for key in older if key not in newer}, **newer}
+    return dict(list(merged.items())[-_REMEMBERED:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +107,7 @@ class StateFile:
             raise
         try:
             return _decode(content)
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             raise StoreProblem(f"{self.path} has an unknown shape.", code="corrupt") from None
 
     def set_aside_if_corrupt(self) -> str | None:
@@ -120,8 +138,8 @@ def _encode(state: State) -> dict[str, Any]:
         "source": state.source,
         "client_id": state.client_id,
         "tokens": _encode_grant(state.grant) if state.grant else None,
-        "spent": list(state.spent),
-        "dead": list(state.dead),
+        "successors": state.successors,
+        "dead": state.dead,
         "last_refresh": state.last_refresh,
     }
 
@@ -146,8 +164,8 @@ def _decode(content: dict[str, Any]) -> State:
         source=_text(content["source"]),
         client_id=_optional_text(content["client_id"]),
         grant=_decode_grant(tokens) if tokens is not None else None,
-        spent=tuple(_text(item) for item in content["spent"]),
-        dead=tuple(_text(item) for item in content["dead"]),
+        successors=_mapping(content["successors"]),
+        dead=_mapping(content["dead"]),
         last_refresh=dict(content["last_refresh"]),
     )
 
@@ -166,6 +184,10 @@ def _decode_grant(tokens: dict[str, Any]) -> Grant:
         token_type=_text(tokens["token_type"]),
         expires_in=None if expires_in is None else int(expires_in),
     )
+
+
+def _mapping(value: dict[str, object]) -> dict[str, str]:
+    return {_text(key): _text(item) for key, item in value.items()}
 
 
 def _text(value: object) -> str:

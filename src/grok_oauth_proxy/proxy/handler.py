@@ -113,6 +113,8 @@ class Proxy:
             elif isinstance(outcome, UpstreamFailure):
                 raise unavailable(outcome)
             else:
+                if outcome.rejection is not STALE_TOKEN and (attempt.resends or attempt.refreshes):
+                    self._observer(StaleTokenRetry("success"))
                 return outcome
 
     def _life_needed(self, exchange: Exchange) -> float:
@@ -143,9 +145,8 @@ class Proxy:
         elif outcome.rejection is STALE_TOKEN:
             return await self._after_stale_token(exchange, token, attempt)
         else:
-            self._unproven_refresh = -math.inf
-            if attempt.resends or attempt.refreshes:
-                self._observer(StaleTokenRetry("success"))
+            if outcome.answer.status < 500:
+                self._unproven_refresh = -math.inf
             temporary = outcome.rejection in (None, RATE_LIMIT)
             status, wait = outcome.answer.status, outcome.retry_after(self._clock.wall())
             decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
@@ -206,3 +207,6 @@ class Proxy:
                 return await self._tokens.get(refused=token)
         except TimeoutError:
             return None
+        except CredentialsUnavailable:
+            self._observer(StaleTokenRetry("failure"))
+            raise

@@ -48,6 +48,7 @@ QUOTA = Rejection(
 RATE_LIMIT = Rejection("rate_limit", "Too many requests at once. Slow down and try again shortly.")
 OTHER = Rejection("other", "The API refused the request; its answer says why.")
 
+_CONTENT: Final = ("safety_check", "violates usage guidelines")
 _STALE: Final = ("unauthenticated:", "bad-credentials", "access token could not be validated")
 # Searched in this order: the message of a stale token may also speak of permission.
 _MARKERS: Final = (
@@ -55,8 +56,6 @@ _MARKERS: Final = (
     ("do not have an active grok subscription", ENTITLEMENT),
     ("spending-limit", SPENDING_LIMIT),
     ("free-usage-exhausted", QUOTA),
-    ("safety_check", CONTENT),
-    ("violates usage guidelines", CONTENT),
     ("does not have permission", PERMISSION),
     ("permission-denied", PERMISSION),
 )
@@ -69,6 +68,9 @@ def classify(status: int, body: bytes, content_encoding: bytes | None) -> Reject
     text = _plain(body, content_encoding).decode("utf-8", "replace").lower()
     if status == 401:
         return NO_CREDENTIALS if "no-credentials" in text else STALE_TOKEN
+    # A refusal of the content may quote the prompt, whatever that says.
+    if any(marker in text for marker in _CONTENT):
+        return CONTENT
     if status == 403 and any(marker in text for marker in _STALE):
         return STALE_TOKEN
     found = next((rejection for marker, rejection in _MARKERS if marker in text), None)

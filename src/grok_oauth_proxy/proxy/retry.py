@@ -15,8 +15,9 @@ YOUNG: Final = 10.0
 STALE_BUDGET: Final = 3.0
 """Seconds that all waiting because of refused tokens may take in one request."""
 
-FUTILE_FOR: Final = 60.0
-"""Seconds after a refresh whose token was refused like the one before it: refreshing is not the cure."""
+FUTILE_FOR: Final = 300.0
+"""Seconds after a refresh whose token was refused like the one before it: refreshing is not the cure. The
+edge has been seen to take two minutes to learn of a token (facts: API)."""
 
 _FIRST_WAIT: Final = 1.0
 _LAST_WAIT: Final = 1.5
@@ -78,7 +79,7 @@ def after_stale_token(
     """The API refused the token: `token_age` seconds old, `is_current` unless a newer one is already known.
 
     A token of a few seconds is sent again before another refresh is spent, if the body is kept; one refresh
-    a request, and none within a minute of one that did not help (`since_futile` seconds ago).
+    a request, and none within five minutes of one that did not help (`since_futile` seconds ago).
     """
     if not is_current and attempt.resends < 2:
         return Resend(0.0)

@@ -1,0 +1,164 @@
+"""One line a request, one line for what a person should know, and no secret."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.events import (
+    ChainAdopted,
+    Event,
+    RefreshFailed,
+    RefreshSucceeded,
+    RequestFinished,
+    RequestStarted,
+    StaleTokenRetry,
+    StoreTrouble,
+    UpstreamFailed,
+    UpstreamRejected,
+)
+from grok_oauth_proxy.observe.log import configure_logging, log_event, logger
+from grok_oauth_proxy.proxy.body import RequestBody
+from grok_oauth_proxy.proxy.exchange import Exchange
+
+LIBRARIES = (
+    "httpx",
+    "httpcore",
+    "httpcore.http11",
+    "h11",
+    "asyncio",
+    "filelock",
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.access",
+    "fastapi",
+    "a-library-nobody-knows",
+)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Logging is the process's; what a test sets is put back."""
+    root = logging.getLogger()
+    levels = {name: logging.getLogger(name).level for name in (*LIBRARIES, logger.name)}
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_libraries_stay_quiet(level: str) -> None:
+    """At no level of ours does a library log below WARNING: some write headers at DEBUG."""
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger("httpcore").setLevel(logging.DEBUG)
+    configure_logging(level)
+    assert all(logging.getLogger(name).getEffectiveLevel() >= logging.WARNING for name in LIBRARIES)
+    assert logger.getEffectiveLevel() == getattr(logging, level.upper())
+    below = logging.getLogger("grok_oauth_proxy.bugs")
+    assert below.getEffectiveLevel() == getattr(logging, level.upper())
+
+
+def test_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
+    """However often logging is set up, a line comes once, on standard error, with its level."""
+    for _ in range(3):
+        configure_logging("info")
+    logger.info("a line")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("a line") == 1
+    assert "INFO" in err
+
+
+REQUEST = RequestFinished("POST", "/v1/chat/completions", 200, 0.1234, 0.05, 10, 20, "req_1", "complete")
+
+LINES: dict[str, tuple[Event, int, str]] = {
+    "request": (REQUEST, logging.INFO, "POST /v1/chat/completions 200 123ms in=10 out=20 req_1"),
+    "truncated": (
+        RequestFinished("GET", "/v1/x", 200, 1.0, 0.5, 0, 7, "req_2", "truncated"),
+        logging.INFO,
+        "GET /v1/x 200 1000ms in=0 out=7 req_2 truncated",
+    ),
+    "client-gone": (
+        RequestFinished("GET", "/v1/x", 499, 1.0, None, 0, 0, "req_3", "client_gone"),
+        logging.INFO,
+        "GET /v1/x 499 1000ms in=0 out=0 req_3 client_gone",
+    ),
+    "refreshed": (
+        RefreshSucceeded(rotated=True, lifetime=21600.0),
+        logging.INFO,
+        "The access token was refreshed; the new one lives 21600 s.",
+    ),
+    "refresh-failed": (RefreshFailed("timeout", "Wait.", terminal=False), logging.WARNING, "Wait. [timeout]"),
+    "signed-out": (
+        RefreshFailed("invalid_grant", "Sign in.", terminal=True),
+        logging.ERROR,
+        "Sign in. [invalid_grant]",
+    ),
+    "adopted": (ChainAdopted("hermes"), logging.INFO, "Tokens written by hermes are now in use."),
+    "store": (StoreTrouble("corrupt", "It is damaged."), logging.WARNING, "It is damaged. [corrupt]"),
+    "upstream": (
+        UpstreamFailed("timeout"),
+        logging.WARNING,
+        "The Grok API gave no whole answer [timeout].",
+    ),
+    "stale-saved": (
+        StaleTokenRetry("success"),
+        logging.INFO,
+        "The API refused the access token as stale; a newer one was accepted.",
+    ),
+    "stale-lost": (
+        StaleTokenRetry("failure"),
+        logging.WARNING,
+        "The API keeps refusing the access token as stale. [stale_token]",
+    ),
+    "refused": (UpstreamRejected("quota", "Used up."), logging.WARNING, "Used up. [quota]"),
+}
+
+
+@pytest.mark.parametrize(("event", "level", "line"), LINES.values(), ids=LINES.keys())
+def test_line(caplog: pytest.LogCaptureFixture, event: Event, level: int, line: str) -> None:
+    """Each event is one line at the level a person would expect."""
+    caplog.set_level(logging.DEBUG, logger=logger.name)
+    log_event(event)
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (level, line)
+
+
+@pytest.mark.parametrize(
+    "event", [RequestStarted(), StaleTokenRetry("attempt"), UpstreamRejected("stale_token", "m")], ids=repr
+)
+def test_no_line(caplog: pytest.LogCaptureFixture, event: Event) -> None:
+    """What only leads up to something else is not logged."""
+    caplog.set_level(logging.DEBUG, logger=logger.name)
+    log_event(event)
+    assert caplog.records == []
+
+
+async def never(_message: object = None) -> Any:
+    raise AssertionError("nothing is read or sent here")
+
+
+def test_no_query(caplog: pytest.LogCaptureFixture) -> None:
+    """The line of a request shows its path as it was sent, and neither query nor credentials."""
+    scope = {
+        "method": "GET",
+        "raw_path": b"/v1/a%20b",
+        "query_string": b"key=canary",
+        "http_version": "1.1",
+        "state": {"target": b"/v1/a%20b?key=canary", "transport": None},
+        "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
+    }
+    exchange = Exchange(scope, never, RequestBody(never, expected=False, limit=0), Clock())
+    caplog.set_level(logging.DEBUG, logger=logger.name)
+    log_event(exchange.finished())
+    assert "GET /v1/a%20b 499" in caplog.text
+    assert "canary" not in caplog.text
+    assert "?" not in caplog.text

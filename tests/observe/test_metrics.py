@@ -1,0 +1,197 @@
+"""What is counted, and that no client can make the counters grow without end."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from grok_oauth_proxy.events import (
+    ChainAdopted,
+    Event,
+    RefreshFailed,
+    RefreshSucceeded,
+    RequestFinished,
+    RequestStarted,
+    StaleTokenRetry,
+    StoreTrouble,
+    UpstreamFailed,
+    UpstreamRejected,
+)
+from grok_oauth_proxy.observe.metrics import Metrics, route_label
+
+
+def finished(
+    path: str = "/v1/models",
+    *,
+    method: str = "GET",
+    status: int = 200,
+    duration: float = 0.5,
+    ttfb: float | None = 0.25,
+) -> RequestFinished:
+    return RequestFinished(method, path, status, duration, ttfb, 1, 2, "req_1", "complete")
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """Every sample by its name and labels, as Prometheus reads them."""
+    return {
+        sample.name
+        + "".join(f" {name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def after(*events: Event) -> dict[str, float]:
+    metrics = Metrics(lambda: None)
+    for event in events:
+        metrics(event)
+    return samples(metrics)
+
+
+ROUTES = {
+    "/v1/models": "/v1/models",
+    "/v1/models/grok-4": "/v1/models/{id}",
+    "/v1/models/": "other",
+    "/v1/models/a/b": "other",
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/chat/deferred-completion/r-1": "/v1/chat/deferred-completion/{id}",
+    "/v1/responses/compact": "/v1/responses/compact",
+    "/v1/responses/resp_1": "/v1/responses/{id}",
+    "/v1/responses/resp_1/input_items": "/v1/responses/{id}/input_items",
+    "/v1/files/f-1/content": "/v1/files/{id}/content",
+    "/v1/images/generations": "/v1/images/generations",
+    "/v1/images/i-1": "/v1/images/{id}",
+    "/v1/batches/b1:cancel": "/v1/batches/{id}",
+    "/v1/custom-voices/v/audio": "/v1/custom-voices/{id}/audio",
+    "/health": "/health",
+    "/metrics": "/metrics",
+    "/": "other",
+    "": "other",
+    "/v1": "other",
+    "/v1/unknown": "other",
+    "/V1/models": "other",
+    "/v1/models\n": "other",
+    "/v1/models?x": "other",
+    "/health/": "other",
+}
+
+
+@pytest.mark.parametrize(("path", "label"), ROUTES.items(), ids=repr)
+def test_route(path: str, label: str) -> None:
+    """A path is counted under the route it belongs to, its ids left out."""
+    assert route_label(path) == label
+
+
+def test_labels_are_bounded() -> None:
+    """Two thousand invented methods and paths add no label that was not there before them."""
+    chance = random.Random(7)  # noqa: S311 - invented paths, no secret
+    letters = 'abcdefghij/{}%:.?\\"\n\u00e9 '
+    prefixes = ("", "/", "/v1/", "/v1/models/", "/v1/responses/", "/v1/files/x/")
+    metrics = Metrics(lambda: None)
+    for _ in range(2000):
+        path = chance.choice(prefixes) + "".join(chance.choices(letters, k=chance.randrange(1, 40)))
+        method = "".join(chance.choices("GETPOSabc-", k=chance.randrange(1, 9)))
+        metrics(finished(path, method=method))
+    counted = [name for name in samples(metrics) if name.startswith("proxy_requests_total")]
+    found = [
+        re.fullmatch(r"proxy_requests_total method=(\S+) route=(\S+) status=200", name) for name in counted
+    ]
+    assert all(found)
+    assert {match[1] for match in found if match} <= {"other", "GET", "POST", "PUT", "HEAD"}
+    routes = {match[2] for match in found if match}
+    assert routes <= {
+        "other",
+        "/v1/models/{id}",
+        "/v1/responses/{id}",
+        "/v1/files/{id}/content",
+        "/v1/files/{id}",
+    } | {"/v1/responses/{id}/input_items"}
+    assert sum(value for name, value in samples(metrics).items() if name in counted) == 2000
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
+def test_known_methods(method: str) -> None:
+    """The methods of HTTP keep their names."""
+    assert (
+        after(finished(method=method))[f"proxy_requests_total method={method} route=/v1/models status=200"]
+        == 1
+    )
+
+
+def test_requests() -> None:
+    """Requests are counted by method, route and status, and timed once each."""
+    counted = after(
+        *[RequestStarted()] * 3,
+        finished(),
+        finished(status=503, duration=2.0, ttfb=None),
+        finished("/v1/x", method="BREW"),
+    )
+    assert counted["proxy_requests_total method=GET route=/v1/models status=200"] == 1
+    assert counted["proxy_requests_total method=GET route=/v1/models status=503"] == 1
+    assert counted["proxy_requests_total method=other route=other status=200"] == 1
+    assert counted["proxy_request_duration_seconds_count"] == 3
+    assert counted["proxy_request_duration_seconds_sum"] == pytest.approx(3.0)
+    assert counted["proxy_time_to_first_byte_seconds_count"] == 2
+    assert counted["proxy_requests_in_flight"] == 0
+
+
+def test_in_flight() -> None:
+    """What has begun and not ended is in flight."""
+    assert after(RequestStarted(), RequestStarted(), finished())["proxy_requests_in_flight"] == 1
+
+
+EVENTS: dict[str, tuple[Event, str]] = {
+    "refreshed": (RefreshSucceeded(rotated=True, lifetime=1), "proxy_oauth_refresh_success_total"),
+    "rotated": (RefreshSucceeded(rotated=True, lifetime=1), "proxy_oauth_refresh_token_rotated"),
+    "refresh-failed": (
+        RefreshFailed("timeout", "m", terminal=False),
+        "proxy_oauth_refresh_failure_total reason=timeout",
+    ),
+    "stale": (StaleTokenRetry("attempt"), "proxy_oauth_401_refresh_attempt_total"),
+    "saved": (StaleTokenRetry("success"), "proxy_oauth_401_refresh_success_total"),
+    "lost": (StaleTokenRetry("failure"), "proxy_oauth_401_refresh_failure_total"),
+    "upstream-failed": (UpstreamFailed("timeout"), "proxy_upstream_errors_total kind=timeout"),
+    "refused": (UpstreamRejected("quota", "m"), "proxy_upstream_rejections_total kind=quota"),
+}
+
+
+@pytest.mark.parametrize(("event", "sample"), EVENTS.values(), ids=EVENTS.keys())
+def test_event(event: Event, sample: str) -> None:
+    """Each event counts in one place, and only there."""
+    before, counted = after(), after(event)
+    assert counted[sample] == before.get(sample, 0) + 1
+    changed = Counter(name for name, value in counted.items() if before.get(name, 0.0) != value)
+    expected = {"proxy_oauth_refresh_success_total", "proxy_oauth_refresh_token_rotated"}
+    changed.pop("proxy_token_seconds_to_expiry", None)  # not a number, and so unlike itself
+    assert set(changed) == (expected if isinstance(event, RefreshSucceeded) else {sample})
+
+
+def test_not_rotated() -> None:
+    """A refresh that kept the refresh token shows as that."""
+    events = (RefreshSucceeded(rotated=True, lifetime=1), RefreshSucceeded(rotated=False, lifetime=1))
+    assert after(*events)["proxy_oauth_refresh_token_rotated"] == 0
+
+
+@pytest.mark.parametrize("event", [ChainAdopted("hermes"), StoreTrouble("corrupt", "m")])
+def test_not_counted(event: Event) -> None:
+    """What has no metric disturbs none."""
+    assert len(after(event)) == len(after())
+
+
+def test_expiry_is_asked_at_each_scrape() -> None:
+    """The life left in the token is as of the scrape, and not a number when it is unknown."""
+    left: list[float | None] = [12.5, -3.0, None]
+    metrics = Metrics(lambda: left.pop(0))
+    found = [samples(metrics)["proxy_token_seconds_to_expiry"] for _ in range(3)]
+    assert found[:2] == [12.5, -3.0]
+    assert math.isnan(found[2])
+
+
+def test_no_creation_times() -> None:
+    """No sample changes by itself from one start to the next."""
+    assert not any("_created" in name for name in after(finished()))

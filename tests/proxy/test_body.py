@@ -1,0 +1,229 @@
+"""The client's body: read once, kept while it is small, and watched for the client's going."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from grok_oauth_proxy.asgi import Message
+from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, unless_gone
+
+pytestmark = pytest.mark.anyio
+
+GONE: Message = {"type": "http.disconnect"}
+
+
+def part(chunk: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.request", "body": chunk, "more_body": more}
+
+
+class Client:
+    """Sends messages, and then says nothing until told."""
+
+    def __init__(self, *messages: Message) -> None:
+        self._queue: asyncio.Queue[Message] = asyncio.Queue()
+        self.received = 0
+        self.heard = asyncio.Event()
+        """Everything said so far was received, and more is waited for."""
+        self.say(*messages)
+
+    def say(self, *messages: Message) -> None:
+        for message in messages:
+            self._queue.put_nowait(message)
+
+    async def __call__(self) -> Message:
+        if self._queue.empty():
+            self.heard.set()
+        message = await self._queue.get()
+        self.received += 1
+        return message
+
+
+def body(client: Client, *, expected: bool = True, limit: int = 10) -> RequestBody:
+    return RequestBody(client, expected=expected, limit=limit)
+
+
+async def read(source: RequestBody) -> list[bytes]:
+    return [chunk async for chunk in source.stream()]
+
+
+async def test_no_body() -> None:
+    """A request without a body is not waited for, and can be sent again."""
+    client = Client()
+    source = body(client, expected=False)
+    assert await read(source) == []
+    assert (source.count, source.kept_whole, client.received) == (0, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "chunks"),
+    [
+        ([part(b"", more=False)], []),
+        ([part(b"abc", more=False)], [b"abc"]),
+        ([part(b"a"), part(b"b"), part(b"", more=False)], [b"a", b"b"]),
+        ([part(b""), part(b"a"), part(b""), part(b"b", more=False)], [b"a", b"b"]),
+        ([{"type": "http.request"}], []),
+    ],
+    ids=["empty", "one", "ended-by-nothing", "with-gaps", "bare-message"],
+)
+async def test_stream(messages: Iterable[Message], chunks: list[bytes]) -> None:
+    """The chunks come as they were sent, and can be sent again the same way."""
+    source = body(Client(*messages))
+    assert await read(source) == chunks
+    assert await read(source) == chunks
+    assert source.count == len(b"".join(chunks))
+    assert source.kept_whole
+
+
+@pytest.mark.parametrize(("size", "kept"), [(9, True), (10, True), (11, False), (1000, False)])
+async def test_limit(size: int, kept: bool) -> None:
+    """A body up to the limit is kept whole; one byte more and nothing of it is, though all goes out."""
+    client = Client(part(b"x" * (size - 1)), part(b"y", more=False))
+    source = body(client)
+    assert b"".join(await read(source)) == b"x" * (size - 1) + b"y"
+    assert source.kept_whole is kept
+    assert b"".join(await read(source)) == (b"x" * (size - 1) + b"y" if kept else b"")
+
+
+async def test_no_limit_at_all() -> None:
+    """With nothing kept, an empty body can still be sent again."""
+    source = body(Client(part(b"", more=False)), limit=0)
+    assert await read(source) == []
+    assert source.kept_whole
+
+
+async def test_second_attempt_before_the_end() -> None:
+    """An attempt that was given up in the middle is followed by one that sends all of it, in order."""
+    client = Client(part(b"a"), part(b"b"))
+    source = body(client)
+    first = source.stream()
+    assert [await anext(first), await anext(first)] == [b"a", b"b"]
+    client.say(part(b"c"), part(b"d", more=False))
+    assert await read(source) == [b"a", b"b", b"c", b"d"]
+
+
+async def test_cancelled_while_waiting() -> None:
+    """An attempt that is cancelled while the client pauses loses nothing of what the client says next."""
+    client = Client(part(b"a"))
+    source = body(client)
+    reading = asyncio.create_task(read(source))
+    await client.heard.wait()
+    reading.cancel()
+    await asyncio.wait({reading})
+    client.say(part(b"b", more=False))
+    assert await read(source) == [b"a", b"b"]
+
+
+async def test_gone_in_the_middle() -> None:
+    """A client that goes away in the middle of its body is no end of the body."""
+    source = body(Client(part(b"a"), GONE))
+    stream = source.stream()
+    assert await anext(stream) == b"a"
+    with pytest.raises(ClientGone):
+        await anext(stream)
+
+
+async def test_abandon() -> None:
+    """After the answer has come nothing is kept, sent or counted any more."""
+    client = Client(part(b"a"), part(b"b"))
+    source = body(client)
+    stream = source.stream()
+    await anext(stream)
+    source.abandon()
+    assert [chunk async for chunk in stream] == []
+    assert await read(source) == []
+    assert source.count == 1
+
+
+async def test_wait_gone_lets_the_body_through() -> None:
+    """The watch for the client's going takes no part of the body."""
+    client = Client(part(b"a"), part(b"b", more=False), GONE)
+    source = body(client)
+    watch = asyncio.create_task(source.wait_gone())
+    await asyncio.sleep(0)
+    assert client.received == 0
+    assert await read(source) == [b"a", b"b"]
+    await asyncio.wait_for(watch, 1)
+
+
+async def test_wait_gone_passes_over_what_is_abandoned() -> None:
+    """What the client still sends after the answer has come is read and thrown away until it goes."""
+    client = Client(part(b"a"), part(b"b"), GONE)
+    source = body(client)
+    source.abandon()
+    await asyncio.wait_for(source.wait_gone(), 1)
+    assert client.received == 3
+
+
+async def test_work_ends_first() -> None:
+    """Work that ends while the client is there ends well, and the watch ends with it."""
+    done = []
+
+    async def work() -> None:
+        done.append(1)
+
+    before = asyncio.all_tasks()
+    await unless_gone(body(Client(), expected=False), work())
+    assert done == [1]
+    assert asyncio.all_tasks() == before
+
+
+async def test_work_fails() -> None:
+    """What goes wrong in the work is what the caller hears."""
+
+    async def work() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await unless_gone(body(Client(), expected=False), work())
+
+
+async def test_client_goes_first() -> None:
+    """When the client goes away the work is cancelled, and over, before anybody hears of it."""
+    client = Client()
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    waiting = asyncio.create_task(unless_gone(body(client, expected=False), work()))
+    await began.wait()
+    client.say(GONE)
+    with pytest.raises(ClientGone):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_cancelled_from_outside() -> None:
+    """When the server gives the request up, neither the work nor the watch outlives it."""
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(unless_gone(body(Client(), expected=False), work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
+    assert ended.is_set()
+    assert asyncio.all_tasks() == before
+
+
+async def test_repr_shows_no_content() -> None:
+    """Printing a body shows its size, not what it says."""
+    source = body(Client(part(b"canary", more=False)))
+    await read(source)
+    assert repr(source) == "RequestBody(count=6, ended=True)"

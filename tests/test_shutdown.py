@@ -1,0 +1,61 @@
+"""The way out: what was accepted is answered, and a refresh in flight always ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from tests.harness import PATIENCE, Home, provider_store, proxy_running
+from tests.sim.harness import Sim, client
+
+
+@pytest.mark.parametrize(
+    "second", [None, signal.SIGTERM, signal.SIGINT], ids=["once", "term-again", "ctrl-c-again"]
+)
+def test_refresh_in_flight_ends(home: Home, own_sim: Sim, second: signal.Signals | None) -> None:
+    """A refresh whose answer is still to come when the daemon is ended is awaited, and saved."""
+    home.write_store(provider_store(own_sim.login(access_lifetime=2)))
+    before = home.refresh_tokens()
+    own_sim.http.post("/_sim/token-faults", json={"kind": "slow=2", "times": 1}).raise_for_status()
+    with proxy_running(home, own_sim) as proxy:
+        own_sim.http.get("/_sim/wait?counter=refreshes&n=1&timeout=10", timeout=15)
+        proxy.process.send_signal(signal.SIGTERM)
+        if second:
+            with pytest.raises(Exception, match="timed out"):
+                proxy.process.wait(0.5)
+            proxy.process.send_signal(second)
+        assert proxy.process.wait(PATIENCE) == 0
+        assert "Traceback" not in proxy.err.text()
+    assert home.refresh_tokens() != before
+    assert own_sim.refresh(home.refresh_tokens().pop()).status_code == 200
+
+
+def test_streams_are_finished(home: Home, own_sim: Sim) -> None:
+    """A stream that is open when SIGTERM comes is delivered to its end."""
+    home.write_store(provider_store(own_sim.login()))
+    question = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    texts: list[str] = []
+    with proxy_running(home, own_sim) as proxy:
+        opened = threading.Barrier(5)
+
+        def read_stream() -> None:
+            slow = {"x-sim": "chunk-delay=0.1"}
+            with (
+                client(proxy.url, timeout=PATIENCE) as http,
+                http.stream("POST", "/v1/chat/completions", json=question, headers=slow) as answer,
+            ):
+                lines = answer.iter_lines()
+                first = next(lines)
+                opened.wait(PATIENCE)
+                texts.append("\n".join([first, *lines]))
+
+        readers = [threading.Thread(target=read_stream) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        opened.wait(PATIENCE)
+        assert proxy.stop() == 0
+        for reader in readers:
+            reader.join()
+    assert [text.rstrip().endswith("data: [DONE]") for text in texts] == [True] * 4
