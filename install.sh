@@ -9,7 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 case "$*" in
     "" | --demo) ;;
     -h | --help)
-        sed -n '2,4s/^# //p' "$0"
+        printf '%s\n' "./install.sh          install grok-oauth-proxy into .venv and print the next step" \
+            "./install.sh --demo   install it, then try it against a simulated xAI"
         exit 0
         ;;
     *)

@@ -20,7 +20,8 @@ find_python() {
 
 # make_environment DIR: a virtual environment in DIR, kept when it is there and works.
 make_environment() {
-    if "$1/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+    if "$1/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 &&
+        { command -v uv || "$1/bin/python" -m pip --version; } >/dev/null 2>&1; then
         return
     fi
     find_python

@@ -10,7 +10,7 @@ from functools import partial
 import httpx
 from starlette.middleware.cors import CORSMiddleware
 
-from grok_oauth_proxy.asgi import Application
+from grok_oauth_proxy.asgi import Application, Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.hermes import HermesStore
@@ -27,6 +27,7 @@ from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
+from grok_oauth_proxy.proxy.headers import header
 from grok_oauth_proxy.proxy.upstream import Upstream
 from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, Settings
 from grok_oauth_proxy.tasks.background import background
@@ -135,7 +136,21 @@ def _with_cors(app: Application, origins: tuple[str, ...]) -> Application:
     """A page that was allowed in must be able to read its answers; nobody else is told anything."""
     if not origins:
         return app
-    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    cors = CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+        allow_private_network=True,
+    )
+
+    async def with_cors(scope: Scope, receive: Receive, send: Send) -> None:
+        origin = header(scope["headers"], b"origin") or b""
+        allowed = origin.decode("latin-1").lower() in origins
+        await (cors if allowed else app)(scope, receive, send)
+
+    return with_cors
 
 
 def _control_plane(settings: Settings) -> httpx.AsyncClient:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import certifi
+import httpx
 
 from grok_oauth_proxy.errors import ConfigurationError
 
@@ -21,12 +22,19 @@ def egress_proxy(url: str) -> str | None:
     ):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+    if proxy and not _is_http(proxy):
         raise ConfigurationError(
             f"The egress proxy for {parts.hostname} is not an http:// or https:// address. "
             "Correct HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
         )
     return proxy
+
+
+def _is_http(proxy: str) -> bool:
+    try:
+        return httpx.Proxy(proxy).url.scheme in ("http", "https")
+    except (ValueError, httpx.InvalidURL):
+        return False
 
 
 def tls_context() -> ssl.SSLContext:

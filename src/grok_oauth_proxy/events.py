@@ -11,12 +11,12 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True)
 class RequestStarted:
-    """A request under /v1 was accepted at the front door."""
+    """A request has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """A request under /v1 ended. Times are seconds; `ttfb` is None when no response head was sent.
+    """A request ended. Times are seconds; `ttfb` is None when no response head was sent.
 
     `path` is as the client sent it, without the query. `ending` says how the exchange ended: complete,
     truncated (the upstream broke off), client_gone, or refused (answered by this proxy).

@@ -91,7 +91,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Ends with exit code 0 on SIGTERM and SIGINT, and says when it listens."""
+    """Ends with exit code 0 on SIGTERM, SIGINT and SIGHUP, and says when it listens."""
 
     def __init__(self, app: Application, on_ready: Callable[[], None]) -> None:
         super().__init__(
@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # Never removed: a second signal must not kill a refresh that is waited for on the way out.
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
 

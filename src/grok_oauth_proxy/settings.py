@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,8 @@ from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 
 MIN_API_KEY_LENGTH = 16
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 class Settings(BaseSettings):
@@ -66,6 +69,8 @@ class Settings(BaseSettings):
     def _each_origin_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if {"*", "null"} & {*value}:
             raise ValueError("name each origin; * or null would let every web page spend your quota")
+        if not all(_ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError("write each origin like https://page.example:8443")
         return value
 
     @field_validator("log_level", mode="before")
@@ -76,7 +81,10 @@ class Settings(BaseSettings):
     @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
-        return value.expanduser() if value else None
+        try:
+            return value.expanduser() if value else None
+        except RuntimeError:
+            raise ValueError("its ~ names no home directory") from None
 
     @field_validator("proxy_api_key")
     @classmethod
@@ -114,7 +122,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = str(first["loc"][0]).upper() if first["loc"] else "settings"
-        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         raise ConfigurationError(f"{name} has a bad value: {reason}. Correct or unset it.") from None
     except RuntimeError:
         # Path.home() finds neither HOME nor a password entry.
@@ -130,7 +138,9 @@ def _refuse_misspellings(environment: Iterable[str]) -> None:
             continue
         bare = name.upper().replace("_", "")
         swapped = [other for other in squeezed if sorted(other) == sorted(bare)]
-        match = swapped or difflib.get_close_matches(bare, squeezed, n=1, cutoff=0.9)
+        # A mistyped PROXY_API_KEY would leave the port open, so these prefixes are judged more strictly.
+        cutoff = 0.8 if bare.startswith(("PROXY", "GROK")) else 0.9
+        match = swapped or difflib.get_close_matches(bare, squeezed, n=1, cutoff=cutoff)
         if match:
             raise ConfigurationError(
                 f"{name} is not a setting. Did you mean {squeezed[match[0]]}? Rename or unset it."

@@ -185,6 +185,9 @@ class Source:
     def read(self) -> list[Grant]:
         return self.real.read()
 
+    def rehearse(self) -> None:
+        """What fails here fails only when it is written."""
+
     def write_back(self, old: Grant, new: Grant) -> int:
         holds_it = any(grant.fingerprint == old.fingerprint for grant in self.real.read())
         if holds_it and (self.full or self.read_only):

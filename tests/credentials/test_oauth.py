@@ -149,7 +149,7 @@ def test_rotation() -> None:
     assert (grant.token_type, grant.expires_in) == ("Bearer", 21600)
 
 
-@pytest.mark.parametrize("value", [None, "", 7, [], {}, "a\nb", "\u00e9"], ids=repr)
+@pytest.mark.parametrize("value", [None, "", 7, [], {}, "a\nb"], ids=repr)
 def test_refresh_token_is_kept(value: object) -> None:
     """Without a usable refresh token in the reply the old one stays, and nothing has rotated."""
     for outcome in (accepted(refresh_token=value), accepted()):

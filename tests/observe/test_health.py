@@ -86,7 +86,7 @@ def test_report() -> None:
 
 def test_last_refresh() -> None:
     """How the last refresh went is told, with the counts of this process."""
-    told = {"last_refresh_status": "success", "refresh_token_rotated": True}
+    told: dict[str, str | bool | None] = {"last_refresh_status": "success", "refresh_token_rotated": True}
     refresh = report_of(replace(WELL, last_refresh=told, successes=3, failures=2))["oauth_refresh"]
     assert refresh["last_refresh_status"] == "success"
     assert refresh["refresh_token_rotated"] is True

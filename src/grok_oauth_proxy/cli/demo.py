@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ console = Console(highlight=False)
 def demo(keep: bool) -> None:
     """Try the proxy against a simulated xAI. Needs no account and touches none of your files."""
     began = time.monotonic()
+    # Ended either way, nothing may stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with stage() as world:
             console.print(f"A simulated xAI runs at {world.sim}, the real proxy at {world.api}.\n")
@@ -182,16 +185,14 @@ def _keep(world: Stage) -> None:
     # The day ended with a revoked login; a new one is picked up like any login in Hermes.
     sign_in(world.home, world.sim)
     console.print("\nBoth keep running until Ctrl-C. Try:\n")
-    console.print(f"curl {world.api}/health\n", markup=False)
-    console.print(
+    click.echo(f"curl {world.api}/health\n")
+    click.echo(
         f"curl -N {world.api}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        """  -d '{"model":"grok-4","stream":true,"messages":[{"role":"user","content":"Hello"}]}'\n""",
-        markup=False,
+        """  -d '{"model":"grok-4","stream":true,"messages":[{"role":"user","content":"Hello"}]}'\n"""
     )
-    console.print(
+    click.echo(
         f"""python -c 'from openai import OpenAI
 client = OpenAI(base_url="{world.api}/v1", api_key="unused")
-print(client.responses.create(model="grok-4", input="Hello").output_text)'\n""",
-        markup=False,
+print(client.responses.create(model="grok-4", input="Hello").output_text)'\n"""
     )
     threading.Event().wait()

@@ -29,6 +29,7 @@ class CredentialSource(Protocol):
     def name(self) -> str: ...
     def lock(self) -> AbstractAsyncContextManager[None]: ...
     def read(self) -> list[Grant]: ...
+    def rehearse(self) -> None: ...
     def write_back(self, old: Grant, new: Grant) -> int: ...
     def unwritable(self) -> Path | None: ...
 
@@ -108,12 +109,23 @@ class Chain:
         chosen = next((grant for grant in current if not self._verdict(grant)), None)
         chosen = chosen or next(iter(current), grants[0])
         if self.grant is None or not _same(chosen, self.grant):
-            if self.grant is not None:
+            adopted, self.grant = self.grant is not None, chosen
+            if adopted:
                 self._observer(ChainAdopted(self.source.name))
-            self.grant = chosen
         if self.state.grant is None or not _same(chosen, self.state.grant):
             self.state = replace(self.state, grant=chosen, client_id=self.client_id)
             self._save_state()
+
+    def rehearse(self) -> bool:
+        """Whether the store would take a successor, tried before the link is spent (a full disk, above all).
+
+        A successor that only the state file takes would leave the store with a spent link for Hermes to send.
+        """
+        try:
+            self.source.rehearse()
+        except OSError:
+            return False
+        return True
 
     def advance(self, old: Grant, new: Grant) -> bool:
         """Save the successor of `old` and use it; False, and not used, when no disk took it."""

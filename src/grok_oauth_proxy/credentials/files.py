@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ LOCK_TIMEOUT = 30.0
 """Seconds to wait for another owner. Hermes holds the lock during its own refresh, up to 25 s."""
 
 _MAX_STORE = 16 * 1024 * 1024
+_SLACK = 16 * 1024
 
 
 @asynccontextmanager
@@ -52,14 +54,19 @@ async def locked(paths: tuple[Path, ...]) -> AsyncIterator[None]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; raise `StoreProblem` with code missing, unreadable or corrupt."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_STORE + 1)
+        # Opening a pipe in a file's place would wait for its writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            text = file.read(_MAX_STORE + 1) if regular else b""
     except FileNotFoundError:
         raise StoreProblem(f"{path} does not exist.", code="missing") from None
     except OSError as error:
         raise StoreProblem(
             f"{path} cannot be read: {error.strerror}. Make it readable for this user.", code="unreadable"
         ) from None
+    if not regular:
+        raise StoreProblem(f"{path} is not a regular file. Put the file back.", code="unreadable")
     try:
         content = json.loads(text) if len(text) <= _MAX_STORE else None
     except (ValueError, RecursionError):
@@ -67,6 +74,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StoreProblem(f"{path} is damaged: it is not a JSON object.", code="corrupt")
     return content
+
+
+def rehearse_write(path: Path) -> None:
+    """Write and sync a file a little larger than `path` beside it, and remove it. Raises OSError."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(bytes(target.stat().st_size + _SLACK))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        temporary.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from grok_oauth_proxy.credentials.files import locked, read_json, write_json
-from grok_oauth_proxy.credentials.token import Grant, read_token
+from grok_oauth_proxy.credentials.files import locked, read_json, rehearse_write, write_json
+from grok_oauth_proxy.credentials.token import Grant, read_token, refresh_text
 from grok_oauth_proxy.errors import StoreProblem
 
 PROVIDER = "xai-oauth"
@@ -55,6 +55,12 @@ class HermesStore:
                 return grants
             problems.append(StoreProblem(f"{path} holds no xAI login. {_SIGN_IN}", code="no_tokens"))
         raise problems[0]
+
+    def rehearse(self) -> None:
+        """Write as much as a write-back would, beside each store, and take it away again. Raises OSError."""
+        for path in self.paths:
+            if path.exists():
+                rehearse_write(path)
 
     def write_back(self, old: Grant, new: Grant) -> int:
         """Put `new` wherever `old` stands and return in how many places; hold the lock. Raises OSError.
@@ -106,7 +112,8 @@ def _grants(store: dict[str, Any]) -> list[Grant]:
 
 
 def _grant(tokens: dict[str, Any]) -> Grant | None:
-    access, refresh, identity = (_text(tokens, f"{kind}_token") for kind in ("access", "refresh", "id"))
+    access, identity = _text(tokens, "access_token"), _text(tokens, "id_token")
+    refresh = refresh_text(tokens.get("refresh_token"))
     if not access or not refresh:
         return None
     return Grant(
@@ -147,14 +154,15 @@ def _replace(store: dict[str, Any], old: Grant, new: Grant) -> int:
     refreshed_at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     places = 0
     tokens = _provider_tokens(store)
-    mirrored = _text(tokens, "refresh_token") == spent
+    mirrored = refresh_text(tokens.get("refresh_token")) == spent
     if mirrored:
         tokens |= _as_stored(new)
         store["providers"][PROVIDER]["last_refresh"] = refreshed_at
         places += 1
     for entry in _pool(store):
         # Hermes keeps `device_code` entries equal to the provider block: a stale mirror is renewed too.
-        if _text(entry, "refresh_token") == spent or (mirrored and entry.get("source") == "device_code"):
+        mirrors = mirrored and entry.get("source") == "device_code"
+        if mirrors or refresh_text(entry.get("refresh_token")) == spent:
             entry["access_token"] = new.token.bearer.get_secret_value()
             entry["refresh_token"] = new.refresh_token.get_secret_value()
             entry["last_refresh"] = refreshed_at

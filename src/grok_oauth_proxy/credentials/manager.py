@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
@@ -19,6 +21,8 @@ from grok_oauth_proxy.credentials.messages import (
     BEHIND,
     BLOCKED,
     EXPIRED_REPLY,
+    LOST,
+    NO_ROOM,
     READ_ONLY,
     TRANSIENT,
     UNSAVED,
@@ -26,9 +30,13 @@ from grok_oauth_proxy.credentials.messages import (
 from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Terminal, Transient
 from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
-from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded
+from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, StoreTrouble
 
 _MAX_BACKOFF = 60.0
+_OVERLAP = 10.0
+_GRACE = 50.0
+"""Seconds in which a link may be sent again when its answer was lost; the server allows about 60."""
+_AMBIGUOUS = frozenset({"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply"})
 _SUSPENDED = 60.0
 """Seconds by which wall clock and monotonic clock must differ to say that the system slept."""
 
@@ -52,7 +60,7 @@ class CredentialStatus:
     seconds_to_expiry: float | None
     usable: bool
     problem: RefreshFailed | None
-    last_refresh: dict[str, Any]
+    last_refresh: dict[str, str | bool | None]
     successes: int
     failures: int
 
@@ -75,6 +83,11 @@ class TokenManager:
         self._observer = observer
         self._clock = clock
         self._refreshing: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._overlap: tuple[Token, float] | None = None
+        """The token before the last refresh ahead of time, and until when (monotonic) it is still sent."""
+        self._sent_in_vain = math.inf
+        """When (monotonic) the link was first sent without a verdict coming back."""
         self._problem: RefreshFailed | None = None
         self._useless: Token | None = None
         """A token the API refused as stale, of a login that is dead."""
@@ -110,7 +123,7 @@ class TokenManager:
             if token is not None:
                 return token
             await self._refresh(refused)
-            token = self._usable(refused, 0.0)
+            token = self._usable(refused, at_least) or self._usable(refused, 0.0)
         if token is not None:
             return token
         if refused is not None and self._problem and self._problem.reason == "invalid_grant":
@@ -124,6 +137,11 @@ class TokenManager:
 
     async def reload(self) -> None:
         """The store changed: adopt what it holds. Raises `StoreProblem`; what is in use stays in use."""
+        # In a task of its own: who waits may be cancelled while a thread writes under the lock.
+        self._reloading = asyncio.create_task(self._reload(), name="store-reload")
+        await asyncio.shield(self._reloading)
+
+    async def _reload(self) -> None:
         before = self._chain.grant
         async with self._disk:
             await asyncio.to_thread(self._chain.recall)
@@ -144,6 +162,10 @@ class TokenManager:
         if token is None or (self._problem and self._problem.terminal):
             return math.inf
         due = token.remaining(self._clock.wall()) - token.refresh_window(self._window)
+        if self._clock.monotonic() - self._sent_in_vain > _GRACE:
+            # The link may have been spent by a refresh whose answer was lost. Sending it again could end
+            # the login at once, so that first what is left of the access token is used.
+            due = token.remaining(self._clock.wall()) - token.margin
         if self._chain.unfinished:
             due = 0.0
         return max(due, self._retry_at - self._clock.monotonic())
@@ -173,8 +195,14 @@ class TokenManager:
 
     async def aclose(self) -> None:
         """Let a refresh in flight end: a rotation cut half-way would lose the grant."""
-        if self._refreshing:
-            await asyncio.wait([self._refreshing])
+        if running := {task for task in (self._refreshing, self._reloading) if task}:
+            await asyncio.wait(running)
+        if self._chain.unfinished:
+            with suppress(StoreProblem):
+                async with self._chain.source.lock():
+                    await asyncio.to_thread(self._chain.save_leftovers)
+        if self._chain.unfinished:
+            self._observer(StoreTrouble("not_saved", LOST))
 
     # Single flight.
 
@@ -183,11 +211,20 @@ class TokenManager:
         return self._chain.grant.token if self._chain.grant else None
 
     def _usable(self, refused: Token | None, at_least: float) -> Token | None:
-        token = self._token
-        if token is None or any(token.bearer == bad.bearer for bad in (refused, self._useless) if bad):
-            return None
-        needed = max(min(at_least, token.refresh_window(self._window)), token.margin)
-        return token if token.remaining(self._clock.wall()) > needed else None
+        now = self._clock.wall()
+        for token in self._tokens_in_use():
+            needed = max(min(at_least, token.refresh_window(self._window)), token.margin)
+            bad = [known.bearer for known in (refused, self._useless) if known]
+            if token.bearer not in bad and token.remaining(now) > needed:
+                return token
+        return None
+
+    def _tokens_in_use(self) -> Iterator[Token]:
+        """The old token first for a moment: the edge learns of new tokens late (facts: API)."""
+        if self._overlap and self._clock.monotonic() < self._overlap[1]:
+            yield self._overlap[0]
+        if self._token:
+            yield self._token
 
     def _is_stale(self, refused: Token | None) -> bool:
         token = self._token
@@ -246,7 +283,12 @@ class TokenManager:
         chain = self._chain
         await asyncio.to_thread(chain.synchronise)
         while chain.grant and self._is_stale(refused) and not chain.verdict:
+            if not await asyncio.to_thread(chain.rehearse):
+                raise StoreProblem(NO_ROOM, code="store_not_writable")
+            before = chain.grant.token
             if not await self._spend(chain.grant):
+                if refused is None:
+                    self._overlap = (before, self._clock.monotonic() + _OVERLAP)
                 return
             # Terminal: a sibling may have rotated outside the lock, so the store is read again
             # before the verdict is believed (facts: OAuth server).
@@ -272,6 +314,8 @@ class TokenManager:
                 if abs(self._clock.wall() - self._clock.monotonic() - drift) > _SUSPENDED:
                     reason = "suspended"
                 message = TRANSIENT.format(reason=reason)
+                if reason in _AMBIGUOUS:
+                    self._sent_in_vain = min(self._sent_in_vain, self._clock.monotonic())
                 self._fail(RefreshFailed(reason, message, terminal=False), retry_after)
         return False
 
@@ -298,6 +342,7 @@ class TokenManager:
 
     def _heal(self) -> None:
         self._problem = self._useless = None
+        self._sent_in_vain = math.inf
         self._retry_at = 0.0
         self._failures_in_a_row = 0
 

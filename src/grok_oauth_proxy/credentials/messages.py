@@ -40,6 +40,16 @@ UNSAVED: Final = (
     "permissions of the state folder and of Hermes' store; saving is tried again by itself."
 )
 
+NO_ROOM: Final = (
+    "The access token is not refreshed, because Hermes' store could not take the renewed login. Free some "
+    "space or repair the permissions of its folder; trying again by itself."
+)
+
+LOST: Final = (
+    "The renewed login could not be written before the end. Hermes' store may hold a spent token: sign in "
+    "again with `hermes auth add xai-oauth` before Hermes uses it."
+)
+
 READ_ONLY: Final = (
     "{store} cannot be written, so its login is used but never refreshed here: a rotated token that is not "
     "written back would cost Hermes the login. Make the file, its folder and auth.lock writable."

@@ -6,6 +6,7 @@ Law (facts: OAuth server): only a top-level string `error` of invalid_grant or i
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,15 @@ import httpx
 from pydantic import SecretStr
 
 from grok_oauth_proxy.clock import Clock
-from grok_oauth_proxy.credentials.token import Grant, fresh_token
+from grok_oauth_proxy.credentials.token import Grant, fresh_token, refresh_text
 from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 
 TERMINAL_ERRORS = frozenset({"invalid_grant", "invalid_client"})
 _MAX_REPLY = 256 * 1024
 _MAX_RETRY_AFTER = 3600.0
-_READ_TIMEOUT = 20.0
+_PATIENCE = 20.0
+_DISCOVERY_PATIENCE = 5.0
+"""Seconds for a whole answer, not for its next byte: Hermes' lock is held meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class AuthorizationServer:
         self._client = client
         self._issuer = issuer
         self._allow_loopback = allow_loopback
-        self._timeout = httpx.Timeout(_READ_TIMEOUT, connect=connect_timeout)
+        self._timeout = httpx.Timeout(_PATIENCE, connect=connect_timeout)
         self._clock = clock
         self._discovered: str | None = None
         self._untrusted = False
@@ -92,7 +95,10 @@ class AuthorizationServer:
         if (token.principal_type or "").casefold() == "team" and token.principal_id:
             form |= {"principal_type": token.principal_type or "", "principal_id": token.principal_id}
         try:
-            status, headers, body = await self._ask("POST", self.token_endpoint, form)
+            async with asyncio.timeout(_PATIENCE):
+                status, headers, body = await self._ask("POST", self.token_endpoint, form)
+        except TimeoutError:
+            return Transient("timeout")
         except httpx.HTTPError as error:
             return Transient(_network_reason(error))
         return judge(grant, status, headers, body, now=self._clock.wall())
@@ -102,8 +108,10 @@ class AuthorizationServer:
         if self._discovered:
             return
         try:
-            status, _, body = await self._ask("GET", f"{self._issuer}/.well-known/openid-configuration")
-        except httpx.HTTPError:
+            async with asyncio.timeout(_DISCOVERY_PATIENCE):
+                url = f"{self._issuer}/.well-known/openid-configuration"
+                status, _, body = await self._ask("GET", url)
+        except (TimeoutError, httpx.HTTPError):
             return
         endpoint = (_json_object(body) or {}).get("token_endpoint") if status == httpx.codes.OK else None
         if not isinstance(endpoint, str):
@@ -140,11 +148,11 @@ def judge(grant: Grant, status: int, headers: httpx.Headers, body: bytes, *, now
     if reply is None:
         return Transient("not_json" if body else "empty_reply")
     error = reply.get("error")
-    if isinstance(error, str) and error in TERMINAL_ERRORS:
+    if httpx.codes.is_client_error(status) and isinstance(error, str) and error in TERMINAL_ERRORS:
         return Terminal(error)
-    if status == httpx.codes.FORBIDDEN:
-        return NotEntitled()
-    return Transient(f"http_{status}")
+    # No verdict either: an error that is no text, and one that calls itself temporary.
+    flat = reply and isinstance(error, str | None) and error != "temporarily_unavailable"
+    return NotEntitled() if status == httpx.codes.FORBIDDEN and flat else Transient(f"http_{status}")
 
 
 def _accept(grant: Grant, reply: dict[str, Any], now: float) -> Outcome:
@@ -152,7 +160,7 @@ def _accept(grant: Grant, reply: dict[str, Any], now: float) -> Outcome:
     if not access:
         return Transient("malformed_reply")
     # RFC 6749 §6: no refresh_token in the reply means that the old one stays good.
-    refresh = _token_text(reply.get("refresh_token")) or grant.refresh_token.get_secret_value()
+    refresh = refresh_text(reply.get("refresh_token")) or grant.refresh_token.get_secret_value()
     identity = _token_text(reply.get("id_token"))
     expires_in = reply.get("expires_in")
     seconds = expires_in if type(expires_in) is int and 0 < expires_in < 10**9 else None

@@ -34,7 +34,7 @@ class State:
     grant: Grant | None = None
     successors: dict[str, str] = field(default_factory=dict)
     dead: dict[str, str] = field(default_factory=dict)
-    last_refresh: dict[str, Any] = field(default_factory=dict)
+    last_refresh: dict[str, str | bool | None] = field(default_factory=dict)
 
     def newest(self, fingerprint: str) -> str:
         """The link at the end of the chain that leads from this one, as far as it is known."""
@@ -166,7 +166,7 @@ def _decode(content: dict[str, Any]) -> State:
         grant=_decode_grant(tokens) if tokens is not None else None,
         successors=_mapping(content["successors"]),
         dead=_mapping(content["dead"]),
-        last_refresh=dict(content["last_refresh"]),
+        last_refresh={key: _plain(value) for key, value in content["last_refresh"].items()},
     )
 
 
@@ -176,8 +176,8 @@ def _decode_grant(tokens: dict[str, Any]) -> Grant:
     return Grant(
         token=replace(
             read_token(_text(tokens["access_token"]), id_token=identity),
-            issued_at=float(tokens["issued_at"]),
-            expires_at=None if expires_at is None else float(expires_at),
+            issued_at=_moment(tokens["issued_at"]),
+            expires_at=None if expires_at is None else _moment(expires_at),
         ),
         refresh_token=SecretStr(_text(tokens["refresh_token"])),
         id_token=SecretStr(identity) if identity else None,
@@ -188,6 +188,18 @@ def _decode_grant(tokens: dict[str, Any]) -> Grant:
 
 def _mapping(value: dict[str, object]) -> dict[str, str]:
     return {_text(key): _text(item) for key, item in value.items()}
+
+
+def _moment(value: float) -> float:
+    if not 0 <= value < 1e11:
+        raise ValueError("no moment in time")
+    return float(value)
+
+
+def _plain(value: object) -> str | bool | None:
+    if value is not None and not isinstance(value, str | bool):
+        raise TypeError("plain value expected")
+    return value
 
 
 def _text(value: object) -> str:

@@ -109,6 +109,12 @@ def fresh_token(bearer: str, *, expires_in: float | None, now: float) -> Token:
     )
 
 
+def refresh_text(value: object) -> str | None:
+    """A refresh token, if it is one: it travels in a form, so that any printable text will do."""
+    text = value.strip() if isinstance(value, str) else ""
+    return text if text and text.isprintable() and len(text) <= _MAX_JWT else None
+
+
 def jwt_claims(jwt: str) -> dict[str, Any]:
     """The payload of a JWT, or an empty dict when it is not one."""
     segments = jwt.split(".")

@@ -45,7 +45,7 @@ def log_event(event: Event, /) -> None:
             logger.info(
                 "%s %s %d %.0fms in=%d out=%d %s%s",
                 event.method,
-                event.path,
+                event.path[:500],
                 event.status,
                 event.duration * 1000,
                 event.bytes_in,

@@ -32,6 +32,7 @@ class Exchange:
         self._scope = scope
         self._send = send
         self._clock = clock
+        self.began_at = clock.wall()
         self._began = clock.monotonic()
         self._ttfb: float | None = None
         self._status = 499  # until a head is sent: the client closed the request (nginx's number for it)

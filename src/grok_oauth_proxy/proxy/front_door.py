@@ -75,11 +75,10 @@ class FrontDoor:
         )
 
     def _check_origin(self, headers: Headers, host: str) -> None:
-        origin = (header(headers, b"origin") or b"").decode("latin-1").lower()
-        if origin in self._allowed_origins or origin == f"http://{host}":
-            return
+        origins = {value.decode("latin-1").lower() for name, value in headers if name == b"origin"}
+        foreign = origins - self._allowed_origins - {f"http://{host}"}
         site = header(headers, b"sec-fetch-site") or b"none"
-        if origin or site not in (b"none", b"same-origin"):
+        if foreign or (not origins and site not in (b"none", b"same-origin")):
             raise ForeignOrigin(
                 "Web pages may not use this proxy. If this page is yours, add its origin to "
                 "PROXY_ALLOWED_ORIGINS.",

@@ -32,6 +32,8 @@ from grok_oauth_proxy.proxy.replies import not_resendable, unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
 
+_FORCED_PAUSE = 60.0
+"""Seconds between two refreshes because of refused tokens, whoever else is answered meanwhile."""
 _UPLOAD_LIFE = 60.0
 """Seconds a token should still live when an upload begins that may be too large to be sent again."""
 
@@ -63,8 +65,10 @@ class Proxy:
         self._replay_limit = replay_limit
         self._observer = observer
         self._clock = clock
-        self._unproven_refresh = -math.inf
-        """When a refused token was last refreshed (monotonic), while no token was accepted since."""
+        self._forced_at = -math.inf
+        """When a refused token was last refreshed (monotonic)."""
+        self._proven = True
+        """Whether a token was accepted since."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_body = bool(body_framing(scope["headers"]))
@@ -81,6 +85,10 @@ class Proxy:
             # Only a body can still break off here: the client's copy is cut short as well.
             self._observer(UpstreamFailed(failure.kind))
             exchange.cut_short()
+        except asyncio.CancelledError:
+            # The time for open answers is over.
+            exchange.cut_short()
+            raise
         except Exception as error:  # noqa: BLE001 - a bug in one request must not look like an answer
             log_bug("A request failed.", error)
             await exchange.give_up()
@@ -104,16 +112,19 @@ class Proxy:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
         target = upstream_target(exchange.target, self._upstream.base_path)
         token = await self._tokens.get(at_least=self._life_needed(exchange))
-        attempt = retry.Attempt(exchange.method)
+        # A token that is newer than the request has cost a refresh already.
+        attempt = retry.Attempt(exchange.method, refreshes=int(token.issued_at >= exchange.began_at))
+        stale = False
         while True:
             outcome = await self._send(exchange, target, token)
             step = await self._next_step(exchange, outcome, token, attempt)
+            stale = stale or (isinstance(outcome, Peeked) and outcome.rejection is STALE_TOKEN)
             if step is not None:
                 token, attempt = step
             elif isinstance(outcome, UpstreamFailure):
                 raise unavailable(outcome)
             else:
-                if outcome.rejection is not STALE_TOKEN and (attempt.resends or attempt.refreshes):
+                if stale and outcome.rejection is not STALE_TOKEN:
                     self._observer(StaleTokenRetry("success"))
                 return outcome
 
@@ -145,8 +156,7 @@ class Proxy:
         elif outcome.rejection is STALE_TOKEN:
             return await self._after_stale_token(exchange, token, attempt)
         else:
-            if outcome.answer.status < 500:
-                self._unproven_refresh = -math.inf
+            self._proven = self._proven or outcome.answer.status < 500
             temporary = outcome.rejection in (None, RATE_LIMIT)
             status, wait = outcome.answer.status, outcome.retry_after(self._clock.wall())
             decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
@@ -162,17 +172,17 @@ class Proxy:
     async def _after_stale_token(
         self, exchange: Exchange, token: Token, attempt: retry.Attempt
     ) -> Step | None:
-        current = await self._current(token)
+        current = await self._current(token, retry.STALE_BUDGET - attempt.waited)
         age = self._clock.wall() - token.issued_at
         began = self._clock.monotonic()
         decision = retry.after_stale_token(
             attempt,
             token_age=age,
             is_current=current is token,
-            since_futile=began - self._unproven_refresh,
+            since_futile=self._since_futile(began),
             can_resend=exchange.body.kept_whole,
         )
-        if not (attempt.resends or attempt.refreshes):
+        if not (attempt.resends or attempt.waited):
             self._observer(StaleTokenRetry("attempt"))
         step: Step | None = None
         if isinstance(decision, retry.Resend):
@@ -181,7 +191,7 @@ class Proxy:
         elif isinstance(decision, retry.Refresh):
             renewed = await self._renewed(token, retry.STALE_BUDGET - attempt.waited)
             if renewed is not None:
-                self._unproven_refresh = began
+                self._forced_at, self._proven = began, False
                 step = renewed, attempt.refreshed(self._clock.monotonic() - began)
         if step is None:
             self._observer(StaleTokenRetry("failure"))
@@ -189,11 +199,17 @@ class Proxy:
             raise not_resendable(self._replay_limit)
         return step
 
-    async def _current(self, token: Token) -> Token:
+    def _since_futile(self, now: float) -> float:
+        """Seconds since a refresh that did not help, or was so recent that another one cannot either."""
+        since = now - self._forced_at
+        return math.inf if self._proven and since > _FORCED_PAUSE else since
+
+    async def _current(self, token: Token, budget: float) -> Token:
         """`token` itself, unless a newer one is known."""
         try:
-            current = await self._tokens.get()
-        except CredentialsUnavailable:
+            async with asyncio.timeout(budget):
+                current = await self._tokens.get()
+        except (CredentialsUnavailable, TimeoutError):
             return token
         return token if current.bearer == token.bearer else current
 

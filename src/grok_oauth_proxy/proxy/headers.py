@@ -25,7 +25,9 @@ _HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"x-proxy-api-key", b"cookie", b"cookie2"})
+_CREDENTIALS: Final = frozenset(
+    {b"authorization", b"api-key", b"x-api-key", b"x-proxy-api-key", b"cookie", b"cookie2"}
+)
 _FORWARDING: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 # Set anew for the upstream connection; `expect` was already answered by the server (RFC 9110 §10.1.1).
 _REFRAMED: Final = frozenset({b"host", b"content-length", b"expect", b"accept-encoding"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from grok_oauth_proxy.asgi import Application, Message, Receive, Scope, Send
+from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ClientError, ProxyError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
@@ -60,6 +61,11 @@ class Gateway:
         self._observer(RequestStarted())
         try:
             await app(scope, receive, counted)
+        except Exception as error:  # noqa: BLE001 - a bug in a page must be told, and answered
+            log_bug("A page failed.", error)
+            if not request_id:
+                failure = ProxyError("The proxy failed to handle this request.", code="internal_error")
+                await send_error(counted, failure, new_request_id())
         finally:
             duration = self._clock.monotonic() - began
             path = scope["raw_path"].decode("latin-1")
@@ -78,7 +84,8 @@ def _refusal(error: ProxyError) -> Application:
 
 
 def _refuse_upgrade(scope: Scope) -> None:
-    if b"upgrade" in connection_options(scope["headers"]) and header(scope["headers"], b"upgrade"):
+    wanted = header(scope["headers"], b"upgrade") or b""
+    if b"upgrade" in connection_options(scope["headers"]) and wanted.lower() == b"websocket":
         raise ClientError(
             "This version of the proxy forwards HTTP only, no WebSockets. Use the HTTP endpoints.",
             code="upgrade_not_supported",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -14,6 +15,8 @@ from grok_oauth_proxy.observe.health import UpstreamPing, health_report
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.target import outside_api
 
+_READ: Final = ["GET", "HEAD"]
+
 
 def create_pages(
     *,
@@ -23,14 +26,15 @@ def create_pages(
     api_base: str,
 ) -> FastAPI:
     """The ASGI application for everything outside /v1."""
-    pages = FastAPI(title="grok-oauth-proxy", openapi_url=None, docs_url=None, redoc_url=None)
+    pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
-    @pages.get("/health")
-    async def health(deep: bool = False) -> Response:
-        code, report = health_report(status(), api_base, await ping() if deep else None)
+    @pages.api_route("/health", methods=_READ)
+    async def health(deep: str = "") -> Response:
+        wanted = deep.lower() in ("1", "true", "yes")
+        code, report = health_report(status(), api_base, await ping() if wanted else None)
         return JSONResponse(report, code, {"cache-control": "no-store", "x-request-id": new_request_id()})
 
-    @pages.get("/metrics")
+    @pages.api_route("/metrics", methods=_READ)
     async def show_metrics() -> Response:
         return Response(
             metrics(),

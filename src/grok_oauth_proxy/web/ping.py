@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import CredentialsUnavailable
 from grok_oauth_proxy.observe.health import UpstreamPing
 from grok_oauth_proxy.proxy.handler import TokenProvider
 from grok_oauth_proxy.proxy.headers import request_headers
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
+
+_PATIENCE: Final = 10.0
 
 
 async def ping_models(tokens: TokenProvider, upstream: Upstream, clock: Clock) -> UpstreamPing:
@@ -18,9 +23,12 @@ async def ping_models(tokens: TokenProvider, upstream: Upstream, clock: Clock) -
         return UpstreamPing(status, round((clock.monotonic() - began) * 1000, 1), error)
 
     try:
-        token = await tokens.get()
-        headers = request_headers([], host=upstream.host, bearer=token.bearer.get_secret_value())
-        answer = await upstream.send(Request("GET", upstream.base_path + b"/models", headers, None))
+        async with asyncio.timeout(_PATIENCE):
+            token = await tokens.get()
+            headers = request_headers([], host=upstream.host, bearer=token.bearer.get_secret_value())
+            answer = await upstream.send(Request("GET", upstream.base_path + b"/models", headers, None))
+    except TimeoutError:
+        return result(None, "timeout")
     except CredentialsUnavailable as error:
         return result(None, error.code)
     except UpstreamFailure as failure:
