@@ -6,15 +6,13 @@ Raw ASGI. What happens is told in events; counting and logging is done by whoeve
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import aclosing
-from typing import Protocol
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.token import Token
-from grok_oauth_proxy.errors import CredentialsUnavailable, ProxyError
+from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import (
     Observer,
     RequestStarted,
@@ -27,23 +25,14 @@ from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, unless_gone
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import body_framing, header, request_headers, response_headers
 from grok_oauth_proxy.proxy.peek import Peeked, peek
+from grok_oauth_proxy.proxy.recovery import Recovery, Step, TokenProvider
 from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
 from grok_oauth_proxy.proxy.replies import not_resendable, unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
 
-_FORCED_PAUSE = 60.0
-"""Seconds between two refreshes because of refused tokens, whoever else is answered meanwhile."""
 _UPLOAD_LIFE = 60.0
 """Seconds a token should still live when an upload begins that may be too large to be sent again."""
-
-Step = tuple[Token, retry.Attempt]
-
-
-class TokenProvider(Protocol):
-    """See `credentials.manager.TokenManager.get`."""
-
-    async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token: ...
 
 
 class Proxy:
@@ -65,10 +54,7 @@ class Proxy:
         self._replay_limit = replay_limit
         self._observer = observer
         self._clock = clock
-        self._forced_at = -math.inf
-        """When a refused token was last refreshed (monotonic)."""
-        self._proven = True
-        """Whether a token was accepted since."""
+        self._recovery = Recovery(tokens, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_body = bool(body_framing(scope["headers"]))
@@ -156,7 +142,8 @@ class Proxy:
         elif outcome.rejection is STALE_TOKEN:
             return await self._after_stale_token(exchange, token, attempt)
         else:
-            self._proven = self._proven or outcome.answer.status < 500
+            if outcome.answer.status < 500:
+                self._recovery.note_accepted()
             temporary = outcome.rejection in (None, RATE_LIMIT)
             status, wait = outcome.answer.status, outcome.retry_after(self._clock.wall())
             decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
@@ -172,57 +159,15 @@ class Proxy:
     async def _after_stale_token(
         self, exchange: Exchange, token: Token, attempt: retry.Attempt
     ) -> Step | None:
-        current = await self._current(token, retry.STALE_BUDGET - attempt.waited)
-        age = self._clock.wall() - token.issued_at
-        began = self._clock.monotonic()
-        decision = retry.after_stale_token(
-            attempt,
-            token_age=age,
-            is_current=current is token,
-            since_futile=self._since_futile(began),
-            can_resend=exchange.body.kept_whole,
-        )
         if not (attempt.resends or attempt.waited):
             self._observer(StaleTokenRetry("attempt"))
-        step: Step | None = None
-        if isinstance(decision, retry.Resend):
-            await asyncio.sleep(decision.delay)
-            step = current, attempt.resent(decision.delay)
-        elif isinstance(decision, retry.Refresh):
-            renewed = await self._renewed(token, retry.STALE_BUDGET - attempt.waited)
-            if renewed is not None:
-                self._forced_at, self._proven = began, False
-                step = renewed, attempt.refreshed(self._clock.monotonic() - began)
-        if step is None:
-            self._observer(StaleTokenRetry("failure"))
-        elif not exchange.body.kept_whole:
+        kept = exchange.body.kept_whole
+        step = None
+        try:
+            step = await self._recovery.step(token, attempt, can_resend=kept)
+        finally:
+            if step is None:
+                self._observer(StaleTokenRetry("failure"))
+        if step is not None and not kept:
             raise not_resendable(self._replay_limit)
         return step
-
-    def _since_futile(self, now: float) -> float:
-        """Seconds since a refresh that did not help, or was so recent that another one cannot either."""
-        since = now - self._forced_at
-        return math.inf if self._proven and since > _FORCED_PAUSE else since
-
-    async def _current(self, token: Token, budget: float) -> Token:
-        """`token` itself, unless a newer one is known."""
-        try:
-            async with asyncio.timeout(budget):
-                current = await self._tokens.get()
-        except (CredentialsUnavailable, TimeoutError):
-            return token
-        return token if current.bearer == token.bearer else current
-
-    async def _renewed(self, token: Token, budget: float) -> Token | None:
-        """Another token than the refused one; None when there is no time to wait for it.
-
-        Where there can be none, `CredentialsUnavailable` tells the client more than the refusal would.
-        """
-        try:
-            async with asyncio.timeout(budget):
-                return await self._tokens.get(refused=token)
-        except TimeoutError:
-            return None
-        except CredentialsUnavailable:
-            self._observer(StaleTokenRetry("failure"))
-            raise

@@ -83,7 +83,7 @@ def after_stale_token(
     """
     if not is_current and attempt.resends < 2:
         return Resend(0.0)
-    if can_resend and token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
+    if can_resend and token_age < YOUNG and attempt.waited < _FIRST_WAIT and attempt.refreshes == 0:
         return Resend(_FIRST_WAIT)
     if attempt.refreshes == 0 and since_futile >= FUTILE_FOR:
         return Refresh()

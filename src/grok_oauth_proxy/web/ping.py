@@ -8,8 +8,8 @@ from typing import Final
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import CredentialsUnavailable
 from grok_oauth_proxy.observe.health import UpstreamPing
-from grok_oauth_proxy.proxy.handler import TokenProvider
 from grok_oauth_proxy.proxy.headers import request_headers
+from grok_oauth_proxy.proxy.recovery import TokenProvider
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
 
 _PATIENCE: Final = 10.0
