@@ -196,15 +196,26 @@ def proxy_running(
     home: Home, sim: Sim | None = None, *, by: tuple[str, ...] = (), **settings: object
 ) -> Iterator[Proxy]:
     """`serve` in a process of its own, ready; ended by its id on the way out."""
-    with start(environment(home, sim, **settings), by=by) as process:
+    with ending(start(environment(home, sim, **settings), by=by)) as process:
         err = Output(process.stderr)
+        url = err.wait_for(r"ready: (http://\S+)/v1")[1]
+        with client(url, timeout=PATIENCE) as http:
+            yield Proxy(url, home, http, process, err)
+
+
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """The process, ended by its id on the way out, whatever happened."""
+    with process:
         try:
-            url = err.wait_for(r"ready: (http://\S+)/v1")[1]
-            with client(url, timeout=PATIENCE) as http:
-                yield Proxy(url, home, http, process, err)
+            yield process
         finally:
             process.terminate()
-            process.wait(PATIENCE)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def start(env: dict[str, str], *arguments: str, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:

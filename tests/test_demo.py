@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
-from tests.harness import Home, Output, environment, run, start
+import httpx
+import pytest
+
+from tests.harness import Home, Output, ending, environment, run, start
 
 
 def test_demo_holds(home: Home) -> None:
@@ -16,13 +20,30 @@ def test_demo_holds(home: Home) -> None:
     assert [path.name for path in home.path.iterdir()] == [".hermes"]
 
 
+def test_nothing_stays_behind(home: Home, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Ended by SIGTERM, the demo takes its processes and its temporary home with it."""
+    folder = tmp_path_factory.mktemp("demo")
+    with ending(start(environment(home, None, TMPDIR=folder), "demo", "--keep")) as process:
+        out = Output(process.stdout)
+        addresses = out.wait_for(r"runs at (http://\S+), the real proxy at")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130
+    assert list(folder.iterdir()) == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{addresses[1]}/_sim/state", trust_env=False)
+
+
 def test_demo_keeps_running(home: Home) -> None:
     """With --keep both stay up and the printed address answers until Ctrl-C ends everything."""
-    with start(environment(home), "demo", "--keep") as process:
+    with ending(start(environment(home), "demo", "--keep")) as process:
         out = Output(process.stdout)
         out.wait_for(r"Both keep running until Ctrl-C")
         address = out.wait_for(r"curl (http://\S+)/health")[1]
         out.wait_for("from openai import OpenAI")
+        printed = "\n".join(out.lines)
+        curl = printed[printed.index("curl -N") : printed.index("python -c")]
+        shown = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=30)
+        assert "data: [DONE]" in shown.stdout
         assert address.startswith("http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130

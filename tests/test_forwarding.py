@@ -270,6 +270,12 @@ def test_websocket_is_declined_plainly(shared_proxy: Proxy) -> None:
     assert answer.json()["error"]["code"] == "upgrade_not_supported"
 
 
+def test_other_upgrades_are_ignored(shared_proxy: Proxy) -> None:
+    """An offer to speak HTTP/2 is passed over and the request answered (RFC 9110 §7.8)."""
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABk"}
+    assert shared_proxy.http.get("/v1/models", headers=offer).status_code == 200
+
+
 def test_many_at_once(shared_proxy: Proxy) -> None:
     """Forty streams at once all end whole."""
     ends: list[str] = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Home, Proxy, provider_store, proxy_running
+from tests.harness import Home, Proxy, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim
 
 KEY = "a-key-of-enough-length"
@@ -94,6 +94,7 @@ def test_allowed_page_can_read(guarded: Proxy, origin: str) -> None:
             "Origin": origin,
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,content-type",
+            "Access-Control-Request-Private-Network": "true",
         },
     )
     assert preflight.status_code == 200
@@ -102,12 +103,17 @@ def test_allowed_page_can_read(guarded: Proxy, origin: str) -> None:
     )
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == origin
+    assert answer.headers["access-control-expose-headers"] == "*"
+
+
+def test_a_second_origin_does_not_help(shared_proxy: Proxy) -> None:
+    """A foreign origin is refused behind our own as well."""
+    headers = [("Origin", shared_proxy.url), ("Origin", "https://evil.example")]
+    assert shared_proxy.http.get("/v1/models", headers=headers).status_code == 403
 
 
 def test_any_origin_is_not_a_setting(home: Home) -> None:
     """PROXY_ALLOWED_ORIGINS=* is refused: it would open the quota to every page."""
-    from tests.harness import environment, run
-
     ended = run(environment(home, PROXY_ALLOWED_ORIGINS="*"))
     assert ended.returncode == 2
     assert "name each origin" in ended.stderr

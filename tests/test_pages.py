@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
+
+import pytest
 
 from tests.harness import Home, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim
@@ -61,6 +64,25 @@ def test_deep_health_without_upstream(home: Home, own_sim: Sim) -> None:
         assert (deep.status_code, deep.json()["status"]) == (503, "upstream_failing")
         assert deep.json()["upstream"]["error"] == "unreachable"
         assert proxy.http.get("/health").status_code == 200
+
+
+def test_deep_health_has_an_end(home: Home, own_sim: Sim) -> None:
+    """An API that never answers does not hold a deep check for longer than ten seconds or so."""
+    home.write_store(provider_store(own_sim.login()))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        upstream = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with proxy_running(home, own_sim, XAI_BASE_URL=upstream) as proxy:
+            deep = proxy.http.get("/health?deep=1")
+            assert deep.status_code == 503
+            assert deep.json()["upstream"]["error"] == "timeout"
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/health?deep=what"])
+def test_pages_answer_head(shared_proxy: Proxy, path: str) -> None:
+    """HEAD is answered like GET, without a body, and an odd query is no error."""
+    answer = shared_proxy.http.head(path)
+    assert answer.status_code == 200
+    assert answer.headers["x-request-id"].startswith("req_")
 
 
 def test_metrics_are_counted(home: Home, own_sim: Sim) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -181,3 +183,28 @@ def test_help_needs_nothing(home: Home) -> None:
     """`--help` and `--version` work without a login."""
     assert "serve" in run(environment(home), "--help").stdout
     assert run(environment(home), "--version").stdout.startswith("grok-oauth-proxy, version")
+
+
+def test_pipe_in_place_of_the_store(home: Home, own_sim: Sim) -> None:
+    """A pipe where the store was stops nothing: it is reported, and the file that follows it is adopted."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        home.auth.unlink()
+        os.mkfifo(home.auth)
+        proxy.err.wait_for("is not a regular file")
+        home.write_store(provider_store(own_sim.login()))
+        proxy.err.wait_for("Tokens written by hermes are now in use")
+        assert proxy.http.get("/v1/models").status_code == 200
+
+
+def test_full_disk_spends_nothing(home: Home, own_sim: Sim) -> None:
+    """Where a renewed login could not be written, the refresh token is not sent; freed, it goes on."""
+    home.write_store(provider_store(own_sim.login(access_lifetime=8)))
+    # A limit of the process stands in for the disk: no file may grow beyond what the store has already.
+    with proxy_running(home, own_sim, by=("prlimit", "--fsize=8192:unlimited")) as proxy:
+        proxy.err.wait_for(r"\[store_not_writable\]")
+        assert own_sim.counters()["token_requests"] == 0
+        assert proxy.http.get("/v1/models").status_code == 200
+        subprocess.run(["prlimit", f"--pid={proxy.process.pid}", "--fsize=unlimited"], check=True)
+        proxy.err.wait_for("The access token was refreshed")
+        assert own_sim.counters()["reuses"] == 0

@@ -32,6 +32,14 @@ def test_refresh_in_flight_ends(home: Home, own_sim: Sim, second: signal.Signals
     assert own_sim.refresh(home.refresh_tokens().pop()).status_code == 200
 
 
+def test_closed_terminal(home: Home, own_sim: Sim) -> None:
+    """SIGHUP, what a closed terminal sends, ends the daemon as cleanly as SIGTERM."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        proxy.process.send_signal(signal.SIGHUP)
+        assert proxy.process.wait(PATIENCE) == 0
+
+
 def test_streams_are_finished(home: Home, own_sim: Sim) -> None:
     """A stream that is open when SIGTERM comes is delivered to its end."""
     home.write_store(provider_store(own_sim.login()))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.harness import Home, Proxy, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim
 
 STYLES = ["401", "403-flat", "403-nested", "403-wke"]
@@ -158,3 +158,42 @@ def test_transient_failure_is_survived(home: Home, own_sim: Sim, fault: str) -> 
         assert proxy.http.get("/v1/models").status_code == 200
         assert proxy.health()["status"] == "ok"
         assert own_sim.counters()["revocations"] == 0
+
+
+def test_one_path_that_always_refuses(home: Home, own_sim: Sim) -> None:
+    """A path that answers 401 to every token costs one refresh a minute, though other paths are answered."""
+    home.write_store(provider_store(old_login(own_sim)))
+    with proxy_running(home, own_sim) as proxy:
+        for _ in range(3):
+            assert proxy.http.get("/v1/models").status_code == 200
+            assert proxy.http.post("/v1/echo", headers={"x-sim": "reject=stale-401"}).status_code == 401
+        assert own_sim.counters()["refreshes"] == 1
+
+
+def test_edge_that_learns_late_after_an_expiry(home: Home, own_sim: Sim) -> None:
+    """A request that waited for a refresh, and whose new token is refused at first, spends no second one."""
+    home.write_store(provider_store(own_sim.login(access_lifetime=1)))
+    own_sim.patch(edge_lag=2)
+    deadline = time.monotonic() + 5
+    expired = home.read_store()["providers"]["xai-oauth"]["tokens"]["access_token"]
+    while own_sim.status_of(expired) != 401:
+        assert time.monotonic() < deadline
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.http.get("/v1/models").status_code == 200
+        assert own_sim.counters()["refreshes"] == 1
+
+
+def test_edge_lag_is_not_noticed_ahead_of_time(home: Home, own_sim: Sim) -> None:
+    """After a refresh ahead of time the old token serves on, so that a late edge refuses nothing."""
+    own_sim.patch(access_lifetime=12)
+    home.write_store(provider_store(own_sim.login()))
+    own_sim.patch(edge_lag=1.5)
+    with proxy_running(home, own_sim) as proxy:
+        deadline = time.monotonic() + PATIENCE
+        while own_sim.counters()["refreshes"] < 1:
+            assert time.monotonic() < deadline
+            proxy.http.get("/v1/models")
+        refused = own_sim.counters()["stale_rejections"]
+        for _ in range(50):
+            assert proxy.http.get("/v1/models").status_code == 200
+        assert own_sim.counters()["stale_rejections"] == refused

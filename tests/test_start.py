@@ -124,6 +124,12 @@ def test_open_port_with_key_asks_for_it_everywhere(home: Home, own_sim: Sim) -> 
         ("XAI_BASE_URL", "http://127.0.0.1:1/v1", "only https addresses on x.ai"),
         ("PROXY_HOST", "no.such.host.invalid", "PROXY_HOST"),
         ("ALL_PROXY", "socks5://127.0.0.1:1", "ALL_PROXY"),
+        ("HTTPS_PROXY", "http://[bad", "HTTPS_PROXY"),
+        ("HTTPS_PROXY", "http://host:port", "HTTPS_PROXY"),
+        ("PROXY_KEY", "abc", "Did you mean PROXY_API_KEY"),
+        ("XAI_BASE_URL", "https://\u00fc.x.ai/v1", "it must be plain"),
+        ("GROK_PROXY_AUTH_STATE", "~nosuchuser/x", "names no home directory"),
+        ("PROXY_ALLOWED_ORIGINS", "localhost:3000", "write each origin like"),
     ],
 )
 def test_bad_configuration(home: Home, own_sim: Sim, name: str, value: str, said: str) -> None:

@@ -38,8 +38,8 @@ STALE = {
     "newer-is-known": (FIRST, 3600.0, False, NEVER, Resend(0.0)),
     "newer-is-known-and-young": (FIRST, 0.1, False, NEVER, Resend(0.0)),
     "old-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 3600.0, True, NEVER, Deliver()),
-    "young-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 0.3, True, NEVER, Resend(1.5)),
-    "young-after-slow-refresh": (Attempt("POST", refreshes=1, waited=1.5), 0.3, True, NEVER, Deliver()),
+    "young-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 0.3, True, NEVER, Resend(1.0)),
+    "young-after-slow-refresh": (Attempt("POST", refreshes=1, waited=2.1), 0.3, True, NEVER, Deliver()),
     "young-after-refresh-and-wait": (
         Attempt("POST", refreshes=1, resends=1, waited=1.8),
         1.8,

@@ -184,6 +184,11 @@ def _expect(held: bool, otherwise: str) -> None:
 def _keep(world: Stage) -> None:
     # The day ended with a revoked login; a new one is picked up like any login in Hermes.
     sign_in(world.home, world.sim)
+    deadline = time.monotonic() + _LOAD_LIMIT
+    while httpx.get(f"{world.api}/health", trust_env=False).status_code != 200:
+        if time.monotonic() > deadline:
+            raise StepFailed("The new login was not picked up.")
+        time.sleep(0.2)
     console.print("\nBoth keep running until Ctrl-C. Try:\n")
     click.echo(f"curl {world.api}/health\n")
     click.echo(

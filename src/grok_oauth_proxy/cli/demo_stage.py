@@ -55,6 +55,7 @@ def stage() -> Iterator[Stage]:
                 "XAI_BASE_URL": f"{sim_url}/v1",
                 "XAI_OAUTH_ISSUER": sim_url,
                 "PROXY_PORT": "0",
+                "HERMES_POLL_INTERVAL": "0.5",
             }
             with _process(("-m", "grok_oauth_proxy", "serve"), settings) as proxy:
                 log: list[str] = []

@@ -87,8 +87,9 @@ def after_stale_token(
         return Resend(_FIRST_WAIT)
     if attempt.refreshes == 0 and since_futile >= FUTILE_FOR:
         return Refresh()
-    if token_age < YOUNG and attempt.resends < 2 and attempt.waited + _LAST_WAIT < STALE_BUDGET:
-        return Resend(_LAST_WAIT)
+    wait = _LAST_WAIT if attempt.resends else _FIRST_WAIT
+    if token_age < YOUNG and attempt.resends < 2 and attempt.waited + wait < STALE_BUDGET:
+        return Resend(wait)
     return Deliver()
 
 
