@@ -32,7 +32,9 @@ def egress_proxy(url: str) -> str | None:
 
 def _is_http(proxy: str) -> bool:
     try:
-        return httpx.Proxy(proxy).url.scheme in ("http", "https")
+        parts = urlsplit(proxy)
+        httpx.Proxy(proxy)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except (ValueError, httpx.InvalidURL):
         return False
 
