@@ -173,7 +173,7 @@ def test_one_path_that_always_refuses(home: Home, own_sim: Sim) -> None:
 def test_edge_that_learns_late_after_an_expiry(home: Home, own_sim: Sim) -> None:
     """A request that waited for a refresh, and whose new token is refused at first, spends no second one."""
     home.write_store(provider_store(own_sim.login(access_lifetime=1)))
-    own_sim.patch(edge_lag=2)
+    own_sim.patch(edge_lag=1.2)
     deadline = time.monotonic() + 5
     expired = home.read_store()["providers"]["xai-oauth"]["tokens"]["access_token"]
     while own_sim.status_of(expired) != 401:

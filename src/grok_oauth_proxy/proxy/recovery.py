@@ -57,7 +57,9 @@ class Recovery:
         )
         if isinstance(decision, retry.Resend):
             await asyncio.sleep(decision.delay)
-            return current, attempt.resent(self._clock.monotonic() - began)
+            following = attempt.resent(decision.delay)
+            # Somebody else may have had the token refreshed meanwhile.
+            return await self._current(current, retry.STALE_BUDGET - following.waited), following
         if isinstance(decision, retry.Refresh):
             renewed = await self._renewed(token, retry.STALE_BUDGET - attempt.waited)
             if renewed is not None:

@@ -19,7 +19,7 @@ FUTILE_FOR: Final = 300.0
 """Seconds after a refresh whose token was refused like the one before it: refreshing is not the cure. The
 edge has been seen to take two minutes to learn of a token (facts: API)."""
 
-_FIRST_WAIT: Final = 1.0
+_FIRST_WAIT: Final = 0.5
 _LAST_WAIT: Final = 1.5
 _RETRY_STATUSES: Final = frozenset({429, 502, 503})
 _LONGEST_RETRY_AFTER: Final = 30.0
@@ -81,9 +81,9 @@ def after_stale_token(
     A token of a few seconds is sent again before another refresh is spent, if the body is kept; one refresh
     a request, and none within five minutes of one that did not help (`since_futile` seconds ago).
     """
-    if not is_current and attempt.resends < 2:
+    if not is_current and attempt.resends < 3:
         return Resend(0.0)
-    if can_resend and token_age < YOUNG and attempt.waited < _FIRST_WAIT and attempt.refreshes == 0:
+    if can_resend and token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
         return Resend(_FIRST_WAIT)
     if attempt.refreshes == 0 and since_futile >= FUTILE_FOR:
         return Refresh()
