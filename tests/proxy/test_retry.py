@@ -50,7 +50,7 @@ STALE = {
     "newer-again": (Attempt("POST", resends=1), 3600.0, False, NEVER, Resend(0.0)),
     "newer-too-often": (Attempt("POST", resends=3), 3600.0, False, NEVER, Refresh()),
     "newer-too-often-and-refreshed": (
-        Attempt("POST", resends=2, refreshes=1, waited=2.0),
+        Attempt("POST", resends=3, refreshes=1, waited=2.0),
         0.5,
         False,
         NEVER,
