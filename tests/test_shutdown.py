@@ -18,7 +18,7 @@ def test_refresh_in_flight_ends(home: Home, own_sim: Sim, second: signal.Signals
     """A refresh whose answer is still to come when the daemon is ended is awaited, and saved."""
     home.write_store(provider_store(own_sim.login(access_lifetime=2)))
     before = home.refresh_tokens()
-    own_sim.http.post("/_sim/token-faults", json={"kind": "slow=2", "times": 1}).raise_for_status()
+    own_sim.http.post("/_sim/token-faults", json={"kind": "slow=4", "times": 1}).raise_for_status()
     with proxy_running(home, own_sim) as proxy:
         own_sim.http.get("/_sim/wait?counter=refreshes&n=1&timeout=10", timeout=15)
         proxy.process.send_signal(signal.SIGTERM)
