@@ -24,9 +24,6 @@ class Tokens:
         self.refreshes = 0
         self.over = asyncio.Event()
 
-    async def discover(self) -> None:
-        """Nothing to find out."""
-
     def seconds_until_due(self) -> float:
         return self._due[0]
 

@@ -111,10 +111,6 @@ class TokenManager:
         """Import the grant; raise `StoreProblem` when there is none."""
         await self.reload()
 
-    async def discover(self) -> None:
-        """Find out where to refresh, before it is needed. Raises nothing; tried again with each refresh."""
-        await self._server.discover()
-
     async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token:
         """A token with more than `at_least` seconds left, that is not `refused`, the one the API refused.
 

@@ -12,7 +12,6 @@ _SHORTEST_WAIT: Final = 0.1
 class Refreshable(Protocol):
     """See `credentials.manager.TokenManager`."""
 
-    async def discover(self) -> None: ...
     def seconds_until_due(self) -> float: ...
     async def wait_for_change(self, timeout: float) -> None: ...
     async def refresh_ahead(self) -> None: ...
@@ -20,7 +19,6 @@ class Refreshable(Protocol):
 
 async def keep_token_fresh(tokens: Refreshable) -> None:
     """Never returns."""
-    await tokens.discover()
     while True:
         due = tokens.seconds_until_due()
         await tokens.wait_for_change(min(max(due, _SHORTEST_WAIT), _LOOK_AGAIN))
