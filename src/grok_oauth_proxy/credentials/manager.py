@@ -152,6 +152,7 @@ class TokenManager:
             else:
                 await asyncio.to_thread(self._chain.adopt, grants)
         if self._chain.grant != before:
+            self._overlap = None
             self._heal()
             self._changed.set()
         self._believe_verdict()
