@@ -119,6 +119,17 @@ def test_revoked_login_tells_what_to_do(home: Home, own_sim: Sim) -> None:
         assert report.json()["oauth_refresh"]["last_refresh_error_class"] == "invalid_grant"
 
 
+def test_revoked_just_after_a_refresh_ahead_of_time(home: Home, own_sim: Sim) -> None:
+    """The old token that still serves for a moment does not hide that the login is dead."""
+    own_sim.patch(access_lifetime=12)
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        proxy.err.wait_for("The access token was refreshed")
+        own_sim.http.post("/_sim/revoke").raise_for_status()
+        answer = proxy.http.post("/v1/echo")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "invalid_grant")
+
+
 def test_dead_login_is_not_sent_again_after_a_restart(home: Home, own_sim: Sim) -> None:
     """A restart does not try a dead login again; a new one in the store is live at once."""
     home.write_store(provider_store(own_sim.login()))

@@ -130,6 +130,11 @@ class TokenManager:
             self._useless = refused
         raise self._unavailable()
 
+    def note_refused(self, token: Token) -> None:
+        """The API refused `token`: if it is one from before the last refresh, it is not given out again."""
+        if self._overlap and self._overlap[0].bearer == token.bearer:
+            self._overlap = None
+
     async def refresh_ahead(self) -> None:
         """What the prewarm task does when `seconds_until_due` has passed; failures are kept, not raised."""
         if self.seconds_until_due() <= 0:
@@ -288,7 +293,7 @@ class TokenManager:
                 raise StoreProblem(NO_ROOM, code="store_not_writable")
             before = chain.grant.token
             if not await self._spend(chain.grant):
-                if refused is None:
+                if refused is None and chain.grant.token is not before:
                     self._overlap = (before, self._clock.monotonic() + _OVERLAP)
                 return
             # Terminal: a sibling may have rotated outside the lock, so the store is read again

@@ -22,9 +22,10 @@ Step = tuple[Token, retry.Attempt]
 
 
 class TokenProvider(Protocol):
-    """See `credentials.manager.TokenManager.get`."""
+    """See `credentials.manager.TokenManager`."""
 
     async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token: ...
+    def note_refused(self, token: Token) -> None: ...
 
 
 class Recovery:
@@ -47,6 +48,7 @@ class Recovery:
         refusal would.
         """
         began = self._clock.monotonic()
+        self._tokens.note_refused(token)
         current = await self._current(token, retry.STALE_BUDGET - attempt.waited)
         decision = retry.after_stale_token(
             attempt,
