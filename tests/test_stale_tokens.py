@@ -35,6 +35,29 @@ def test_refreshed_and_resent(home: Home, own_sim: Sim, style: str) -> None:
         assert proxy.metric("proxy_oauth_401_refresh_failure_total") == 0
 
 
+def test_refusal_in_a_foreign_coding(home: Home, own_sim: Sim) -> None:
+    """A client that accepts Brotli asks for it, and a refusal that comes in it is understood all the same."""
+    own_sim.patch(stale_style="403-flat")
+    home.write_store(provider_store(old_login(own_sim)))
+    accepting = {"accept-encoding": "br, gzip;q=0.5", "x-sim": "br"}
+    with proxy_running(home, own_sim) as proxy:
+        with proxy.http.stream("POST", "/v1/echo", content=b"the body", headers=accepting) as answer:
+            raw = b"".join(answer.iter_raw())
+        assert (answer.status_code, answer.headers["content-encoding"]) == (200, "br")
+        assert b'["accept-encoding","br, gzip;q=0.5"]' in raw
+        assert own_sim.counters()["refreshes"] == 1
+
+
+def test_foreign_coding_of_another_refusal(shared_proxy: Proxy, shared_sim: Sim) -> None:
+    """A refusal that is not about the token is asked for once more at most, and spends no refresh."""
+    before = shared_sim.counters()["token_requests"]
+    headers = {"accept-encoding": "br", "x-sim": "br;reject=entitlement"}
+    answer = shared_proxy.http.post("/v1/echo", headers=headers)
+    assert answer.status_code == 403
+    assert "active Grok subscription" in answer.text
+    assert shared_sim.counters()["token_requests"] == before
+
+
 def test_many_refused_at_once_cost_one_refresh(home: Home, own_sim: Sim) -> None:
     """Twenty requests refused together are all answered, and the login is refreshed once."""
     home.write_store(provider_store(old_login(own_sim)))

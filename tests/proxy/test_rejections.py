@@ -135,7 +135,7 @@ ODD: dict[str, tuple[int, bytes, bytes | None, Rejection]] = {
     "403-plain-text": (403, b"unauthenticated: no", None, STALE_TOKEN),
     "403-not-utf-8": (403, b"\xff\xfe bad-credentials \x80", None, STALE_TOKEN),
     "403-not-gzip": (403, b"bad-credentials", b"gzip", STALE_TOKEN),
-    "403-unknown-coding": (403, b"bad-credentials", b"zstd", STALE_TOKEN),
+    "403-unknown-coding": (403, b"bad-credentials", b"zstd", OTHER),
     "403-bomb": (403, gzip.compress(b"x" * 50_000_000), b"gzip", OTHER),
     "429-empty": (429, b"", None, RATE_LIMIT),
     "429-html": (429, cloudflare_page(429), None, RATE_LIMIT),

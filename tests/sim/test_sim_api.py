@@ -281,6 +281,17 @@ def test_gzip(sim: Sim) -> None:
     assert json.loads(gzip.decompress(raw))["object"] == "list"
 
 
+def test_br(sim: Sim) -> None:
+    """x-sim: br answers in Brotli, to those who accept it."""
+    accepting = {**sim.bearer(x_sim="br"), "accept-encoding": "br"}
+    with sim.http.stream("GET", "/v1/models", headers=accepting) as reply:
+        raw = b"".join(reply.iter_raw())
+    plain = sim.http.get("/v1/models", headers={**accepting, "accept-encoding": "identity"})
+    assert reply.headers["content-encoding"] == "br"
+    assert raw[3:-1] == plain.content
+    assert "content-encoding" not in plain.headers
+
+
 def test_redirect(sim: Sim) -> None:
     """x-sim: redirect answers 307 with a location."""
     reply = sim.http.get("/v1/models", headers=sim.bearer(x_sim="redirect"))

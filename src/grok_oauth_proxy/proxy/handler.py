@@ -121,17 +121,23 @@ class Proxy:
         return 0.0 if fits else _UPLOAD_LIFE
 
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
-        bearer = token.bearer.get_secret_value()
-        headers = request_headers(exchange.headers, host=self._upstream.host, bearer=bearer)
         try:
-            request = Request(exchange.method, target, headers, exchange.body.stream())
-            peeked = await peek(await self._upstream.send(request))
+            peeked = await self._ask(exchange, target, token)
+            if peeked.unreadable and exchange.body.kept_whole:
+                # The refusal did no work, and whether it speaks of the token must be known.
+                peeked = await self._ask(exchange, target, token, plain=True)
         except UpstreamFailure as failure:
             self._observer(UpstreamFailed(failure.kind))
             return failure
         if peeked.rejection:
             self._observer(UpstreamRejected(peeked.rejection.kind, peeked.rejection.meaning))
         return peeked
+
+    async def _ask(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Peeked:
+        bearer = token.bearer.get_secret_value()
+        headers = request_headers(exchange.headers, host=self._upstream.host, bearer=bearer, plain=plain)
+        request = Request(exchange.method, target, headers, exchange.body.stream())
+        return await peek(await self._upstream.send(request))
 
     async def _next_step(
         self, exchange: Exchange, outcome: Peeked | UpstreamFailure, token: Token, attempt: retry.Attempt

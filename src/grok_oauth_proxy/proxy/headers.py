@@ -30,25 +30,27 @@ _CREDENTIALS: Final = frozenset(
 )
 _FORWARDING: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 # Set anew for the upstream connection; `expect` was already answered by the server (RFC 9110 §10.1.1).
-_REFRAMED: Final = frozenset({b"host", b"content-length", b"expect", b"accept-encoding"})
+_REFRAMED: Final = frozenset({b"host", b"content-length", b"expect"})
 _NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _FORWARDING | _REFRAMED
+_CODINGS: Final = frozenset({b"accept-encoding"})
 # alt-svc would send clients to an h3 port that is not ours; cookies belong to nobody here.
 _NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
 
-_READABLE_CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
 
+def request_headers(client: Headers, *, host: bytes, bearer: str, plain: bool = False) -> Headers:
+    """The client's headers as the API gets them. A body of unknown length is sent chunked.
 
-def request_headers(client: Headers, *, host: bytes, bearer: str) -> Headers:
-    """The client's headers as the API gets them. A body of unknown length is sent chunked."""
-    dropped = _NOT_SENT | connection_options(client)
+    `plain`: ask for an answer without content coding, whatever the client accepts.
+    """
+    dropped = _NOT_SENT | connection_options(client) | (_CODINGS if plain else frozenset())
     kept = [(b"host", host)]
     kept += [
         (name, value)
         for name, value in client
         if name.lower() not in dropped and not name.lower().startswith(b"x-forwarded-")
     ]
-    codings = [value for name, value in client if name.lower() == b"accept-encoding"]
-    kept.append((b"accept-encoding", _readable(b",".join(codings))))
+    if plain:
+        kept.append((b"accept-encoding", b"identity"))
     kept += body_framing(client)
     kept.append((b"authorization", b"Bearer " + bearer.encode("ascii")))
     return kept
@@ -84,13 +86,3 @@ def connection_options(headers: Headers) -> frozenset[bytes]:
 def header(headers: Headers, wanted: bytes) -> bytes | None:
     """The first value of a header, or None."""
     return next((value for name, value in headers if name.lower() == wanted), None)
-
-
-def _readable(accepted: bytes) -> bytes:
-    """Only codings whose refusals can be told apart (a stale token hides in a 403's body)."""
-    kept = [
-        item.strip()
-        for item in accepted.split(b",")
-        if item.split(b";")[0].strip().lower() in _READABLE_CODINGS
-    ]
-    return b", ".join(kept) or b"identity"

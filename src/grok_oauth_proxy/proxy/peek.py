@@ -7,17 +7,28 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from grok_oauth_proxy.proxy.headers import header
-from grok_oauth_proxy.proxy.rejections import OTHER, PEEK_LIMIT, PEEKED_STATUSES, Rejection, classify
+from grok_oauth_proxy.proxy.rejections import (
+    OTHER,
+    PEEK_LIMIT,
+    PEEKED_STATUSES,
+    Rejection,
+    classify,
+    is_readable,
+)
 from grok_oauth_proxy.proxy.upstream import Answer
 
 
 @dataclass(frozen=True, slots=True)
 class Peeked:
-    """An answer, the first bytes of its body if they were looked at, and what it means if it is a refusal."""
+    """An answer, the first bytes of its body if they were looked at, and what it means if it is a refusal.
+
+    `unreadable`: a 403 whose body, which decides, is in a coding that is not understood here.
+    """
 
     answer: Answer
     prefix: bytes = b""
     rejection: Rejection | None = None
+    unreadable: bool = False
 
     def retry_after(self, now: float) -> float | None:
         """Seconds to wait as the API says, from `Retry-After` in either form (RFC 9110 §10.2.3)."""
@@ -40,7 +51,8 @@ async def peek(answer: Answer) -> Peeked:
         chunk = await answer.chunk()
         if chunk is None:
             encoding = header(answer.headers, b"content-encoding")
-            return Peeked(answer, prefix, classify(answer.status, prefix, encoding))
+            unreadable = answer.status == 403 and not is_readable(encoding)
+            return Peeked(answer, prefix, classify(answer.status, prefix, encoding), unreadable)
         prefix += chunk
     # No refusal of the API is this long; what it is gets delivered as it comes.
     return Peeked(answer, prefix, OTHER)

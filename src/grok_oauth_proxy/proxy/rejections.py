@@ -48,6 +48,9 @@ QUOTA = Rejection(
 RATE_LIMIT = Rejection("rate_limit", "Too many requests at once. Slow down and try again shortly.")
 OTHER = Rejection("other", "The API refused the request; its answer says why.")
 
+_WBITS: Final = {b"": (), b"identity": (), b"gzip": (47,), b"x-gzip": (47,), b"deflate": (47, -15)}
+"""How zlib is told about each coding: 32 + 15 takes zlib and gzip headers alike; bare deflate has none."""
+
 _CONTENT: Final = ("safety_check", "violates usage guidelines")
 _STALE: Final = ("unauthenticated:", "bad-credentials", "access token could not be validated")
 # Searched in this order: the message of a stale token may also speak of permission.
@@ -65,6 +68,8 @@ def classify(status: int, body: bytes, content_encoding: bytes | None) -> Reject
     """What a refusal means; None when the status is not one of `PEEKED_STATUSES`."""
     if status not in PEEKED_STATUSES:
         return None
+    if not is_readable(content_encoding):
+        return STALE_TOKEN if status == 401 else OTHER
     text = _plain(body, content_encoding).decode("utf-8", "replace").lower()
     if status == 401:
         return NO_CREDENTIALS if "no-credentials" in text else STALE_TOKEN
@@ -79,10 +84,17 @@ def classify(status: int, body: bytes, content_encoding: bytes | None) -> Reject
     return found or OTHER
 
 
+def is_readable(content_encoding: bytes | None) -> bool:
+    """Whether a body in this coding can be looked into."""
+    return _coding(content_encoding) in _WBITS
+
+
+def _coding(content_encoding: bytes | None) -> bytes:
+    return (content_encoding or b"").strip().lower()
+
+
 def _plain(body: bytes, content_encoding: bytes | None) -> bytes:
-    coding = (content_encoding or b"").strip().lower()
-    # 32 + 15: zlib and gzip headers alike; bare deflate has none.
-    for wbits in {b"gzip": (47,), b"x-gzip": (47,), b"deflate": (47, -15)}.get(coding, ()):
+    for wbits in _WBITS[_coding(content_encoding)]:
         try:
             return zlib.decompressobj(wbits).decompress(body, PEEK_LIMIT)
         except zlib.error:

@@ -27,15 +27,28 @@ async def deliver(exchange: Exchange, reply: Reply, directives: Directives, chun
     elif reply.chunks is not None:
         await _send_chunks(exchange, reply, directives, chunk_delay)
     else:
-        await _send_whole(exchange, compressed(reply) if directives.gzip else reply)
+        await _send_whole(exchange, coded(reply, _coding(exchange, directives)))
 
 
-def compressed(reply: Reply) -> Reply:
-    """`reply` with its body gzip-encoded, if that is JSON."""
-    if reply.content_type != "application/json" or not reply.body:
+def _coding(exchange: Exchange, directives: Directives) -> str | None:
+    accepted = b",".join(value for name, value in exchange.headers if name == b"accept-encoding")
+    if directives.br and b"br" in accepted:
+        return "br"
+    return "gzip" if directives.gzip else None
+
+
+def coded(reply: Reply, coding: str | None) -> Reply:
+    """`reply` with its body in this content coding, if that is JSON."""
+    if coding is None or reply.content_type != "application/json" or not reply.body:
         return reply
-    headers = (*reply.headers, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
-    return replace(reply, body=gzip.compress(reply.body, mtime=0), headers=headers)
+    headers = (*reply.headers, (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding"))
+    body = gzip.compress(reply.body, mtime=0) if coding == "gzip" else _brotli(reply.body)
+    return replace(reply, body=body, headers=headers)
+
+
+def _brotli(data: bytes) -> bytes:
+    """A Brotli stream of at most 64 KiB, stored (RFC 7932 §9.2): a window of 16 bits, one block, the end."""
+    return ((len(data) - 1) << 4 | 1 << 20).to_bytes(3, "little") + data + b"\x03"
 
 
 def head(reply: Reply, *framing: Header) -> list[Header]:

@@ -49,12 +49,18 @@ class Directives:
     words: int | None = None
     sse: frozenset[str] = frozenset()
     gzip: bool = False
+    br: bool = False
     early: bool = False
 
     def without_faults(self) -> Directives:
         """What remains once `times` is used up."""
         return Directives(
-            chunk_delay=self.chunk_delay, words=self.words, sse=self.sse, gzip=self.gzip, early=self.early
+            chunk_delay=self.chunk_delay,
+            words=self.words,
+            sse=self.sse,
+            gzip=self.gzip,
+            br=self.br,
+            early=self.early,
         )
 
 
@@ -98,7 +104,13 @@ VALUED: dict[str, Callable[[str], object]] = {
     "words": int,
     "sse": _styles,
 }
-BARE: dict[str, object] = {"hang": True, "gzip": True, "early": True, "redirect": "/v1/echo/redirected"}
+BARE: dict[str, object] = {
+    "hang": True,
+    "gzip": True,
+    "br": True,
+    "early": True,
+    "redirect": "/v1/echo/redirected",
+}
 
 
 def parse(headers: Iterable[tuple[bytes, bytes]]) -> Directives:
