@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import struct
 import threading
 
 import httpx
@@ -155,6 +156,29 @@ def test_client_that_leaves_cancels_upstream(own_sim: Sim, home: Home, when: str
         assert own_sim.counters()["aborted_requests"] == 1
         proxy.err.wait_for("client_gone")
         assert proxy.metric("proxy_requests_in_flight") == 1  # this very scrape
+
+
+def test_client_that_leaves_a_stalled_upload(own_sim: Sim, home: Home) -> None:
+    """When the API has stopped reading an upload, the client's going is seen all the same."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as api,
+        proxy_running(home, own_sim, XAI_BASE_URL=f"http://127.0.0.1:{api.getsockname()[1]}/v1") as proxy,
+    ):
+        host, port = proxy.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as leaving:
+            leaving.sendall(
+                b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n"
+            )
+            deaf, _ = api.accept()
+            leaving.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                leaving.sendall(bytes(100_000_000))
+            # As the system does for a process that is killed with unread data.
+            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with deaf:
+            proxy.err.wait_for("client_gone")
+            assert proxy.metric("proxy_requests_in_flight") == 1  # this very scrape
 
 
 @pytest.mark.parametrize("cut", ["body", "length"])

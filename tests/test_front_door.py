@@ -98,6 +98,7 @@ def test_allowed_page_can_read(guarded: Proxy, origin: str) -> None:
         },
     )
     assert preflight.status_code == 200
+    guarded.err.wait_for(f"OPTIONS /v1/chat/completions 200 .* {preflight.headers['x-request-id']}")
     answer = guarded.http.get(
         "/v1/models", headers={"Origin": origin, "Sec-Fetch-Site": "cross-site", "X-Api-Key": KEY}
     )

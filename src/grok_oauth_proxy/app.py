@@ -8,9 +8,8 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 import httpx
-from starlette.middleware.cors import CORSMiddleware
 
-from grok_oauth_proxy.asgi import Application, Receive, Scope, Send
+from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.hermes import HermesStore
@@ -27,12 +26,12 @@ from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
-from grok_oauth_proxy.proxy.headers import header
 from grok_oauth_proxy.proxy.upstream import Upstream
 from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, Settings
 from grok_oauth_proxy.tasks.background import background
 from grok_oauth_proxy.tasks.prewarm import keep_token_fresh
 from grok_oauth_proxy.tasks.watcher import StoreWatcher
+from grok_oauth_proxy.web.cors import with_cors
 from grok_oauth_proxy.web.gateway import Gateway
 from grok_oauth_proxy.web.pages import create_pages
 from grok_oauth_proxy.web.ping import ping_models
@@ -129,28 +128,7 @@ def _application(
         everywhere=not is_loopback(settings.proxy_host),
     )
     gateway = Gateway(door, api, pages, observer=observer, clock=clock)
-    return _with_cors(gateway, settings.proxy_allowed_origins)
-
-
-def _with_cors(app: Application, origins: tuple[str, ...]) -> Application:
-    """A page that was allowed in must be able to read its answers; nobody else is told anything."""
-    if not origins:
-        return app
-    cors = CORSMiddleware(
-        app,
-        allow_origins=origins,
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=["*"],
-        allow_private_network=True,
-    )
-
-    async def with_cors(scope: Scope, receive: Receive, send: Send) -> None:
-        origin = header(scope["headers"], b"origin") or b""
-        allowed = origin.decode("latin-1").lower() in origins
-        await (cors if allowed else app)(scope, receive, send)
-
-    return with_cors
+    return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
 
 
 def _control_plane(settings: Settings) -> httpx.AsyncClient:

@@ -42,7 +42,7 @@ class Client:
 
 
 def body(client: Client, *, expected: bool = True, limit: int = 10) -> RequestBody:
-    return RequestBody(client, expected=expected, limit=limit)
+    return RequestBody(client, expected=expected, limit=limit, hung_up=lambda: False)
 
 
 async def read(source: RequestBody) -> list[bytes]:

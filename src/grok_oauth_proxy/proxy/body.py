@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import select
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from typing import Final
 
 from grok_oauth_proxy.asgi import Receive
+
+_LOOK: Final = 0.25
+"""Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
+# Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
 
 
 class ClientGone(Exception):
@@ -13,10 +21,14 @@ class ClientGone(Exception):
 
 
 class RequestBody:
-    """Streams what the client sends. `count`: bytes so far; `kept_whole`: whether it can be sent again."""
+    """Streams what the client sends. `count`: bytes so far; `kept_whole`: whether it can be sent again.
 
-    def __init__(self, receive: Receive, *, expected: bool, limit: int) -> None:
+    `hung_up` tells of a client that has closed its connection, without reading from it.
+    """
+
+    def __init__(self, receive: Receive, *, expected: bool, limit: int, hung_up: Callable[[], bool]) -> None:
         self._receive = receive
+        self._hung_up = hung_up
         self._limit = limit
         self._kept: list[bytes] = []
         self._ended = asyncio.Event()
@@ -50,7 +62,11 @@ class RequestBody:
 
     async def wait_gone(self) -> None:
         """Return when the client has closed its connection. Reads from it only after the body has ended."""
-        await self._ended.wait()
+        while not self._ended.is_set():
+            if self._hung_up():
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _LOOK)
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -61,6 +77,15 @@ class RequestBody:
             self._kept.clear()
         elif chunk:
             self._kept.append(chunk)
+
+
+def has_hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the other side has closed the connection, even if what it sent before is still unread."""
+    if (descriptor := transport.get_extra_info("socket").fileno()) < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, _HUNG_UP)
+    return bool(poll.poll(0))
 
 
 async def unless_gone(body: RequestBody, work: Coroutine[None, None, None]) -> None:

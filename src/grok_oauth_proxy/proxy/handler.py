@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.bugs import log_bug
@@ -21,7 +22,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.proxy import retry
-from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, unless_gone
+from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, has_hung_up, unless_gone
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import body_framing, header, request_headers, response_headers
 from grok_oauth_proxy.proxy.peek import Peeked, peek
@@ -58,7 +59,12 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_body = bool(body_framing(scope["headers"]))
-        body = RequestBody(receive, expected=has_body, limit=self._replay_limit)
+        body = RequestBody(
+            receive,
+            expected=has_body,
+            limit=self._replay_limit,
+            hung_up=partial(has_hung_up, scope["state"]["transport"]),
+        )
         exchange = Exchange(scope, send, body, self._clock)
         self._observer(RequestStarted())
         try:

@@ -23,7 +23,7 @@ class Gateway:
     ) -> None:
         self._door = door
         self._api = api
-        self._pages = pages
+        self._pages = told(pages, observer, clock)
         self._observer = observer
         self._clock = clock
 
@@ -32,22 +32,23 @@ class Gateway:
             self._door.admit(scope)
             _refuse_upgrade(scope)
         except ProxyError as error:
-            await self._answer(_refusal(error), scope, receive, send, "refused")
-            return
-        if is_api_path(scope["raw_path"]):
-            await self._api(scope, receive, send)
+            app = told(_refusal(error), self._observer, self._clock, ending="refused")
         else:
-            await self._answer(self._pages, scope, receive, send, "complete")
+            app = self._api if is_api_path(scope["raw_path"]) else self._pages
+        await app(scope, receive, send)
 
-    async def _answer(
-        self,
-        app: Application,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        ending: Literal["complete", "refused"],
-    ) -> None:
-        began = self._clock.monotonic()
+
+def told(
+    app: Application,
+    observer: Observer,
+    clock: Clock,
+    *,
+    ending: Literal["complete", "refused"] = "complete",
+) -> Application:
+    """`app`, its requests told as events, its answers with a request id, its bugs answered."""
+
+    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+        began = clock.monotonic()
         status, count, request_id = 500, 0, ""
 
         async def counted(message: Message) -> None:
@@ -55,10 +56,14 @@ class Gateway:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 request_id = (header(message["headers"], b"x-request-id") or b"").decode("latin-1")
+                if not request_id:
+                    request_id = new_request_id()
+                    own = (b"x-request-id", request_id.encode())
+                    message = {**message, "headers": [*message["headers"], own]}
             count += len(message.get("body", b""))
             await send(message)
 
-        self._observer(RequestStarted())
+        observer(RequestStarted())
         try:
             await app(scope, receive, counted)
         except Exception as error:  # noqa: BLE001 - a bug in a page must be told, and answered
@@ -67,13 +72,15 @@ class Gateway:
                 failure = ProxyError("The proxy failed to handle this request.", code="internal_error")
                 await send_error(counted, failure, new_request_id())
         finally:
-            duration = self._clock.monotonic() - began
+            duration = clock.monotonic() - began
             path = scope["raw_path"].decode("latin-1")
-            self._observer(
+            observer(
                 RequestFinished(
                     scope["method"], path, status, duration, duration, 0, count, request_id, ending
                 )
             )
+
+    return telling
 
 
 def _refusal(error: ProxyError) -> Application:

@@ -32,15 +32,11 @@ def create_pages(
     async def health(deep: str = "") -> Response:
         wanted = deep.lower() in ("1", "true", "yes")
         code, report = health_report(status(), api_base, await ping() if wanted else None)
-        return JSONResponse(report, code, {"cache-control": "no-store", "x-request-id": new_request_id()})
+        return JSONResponse(report, code, {"cache-control": "no-store"})
 
     @pages.api_route("/metrics", methods=_READ)
     async def show_metrics() -> Response:
-        return Response(
-            metrics(),
-            media_type="text/plain; version=0.0.4; charset=utf-8",
-            headers={"x-request-id": new_request_id()},
-        )
+        return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @pages.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:
