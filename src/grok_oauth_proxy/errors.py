@@ -6,9 +6,7 @@ query string, and it ends with the next step.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-Fault = Literal["client", "local", "auth", "upstream"]
+from typing import ClassVar
 
 
 class ProxyError(Exception):
@@ -18,7 +16,6 @@ class ProxyError(Exception):
     machine-readable reason, `retry_after` whole seconds until trying again makes sense (None: unknown).
     """
 
-    fault: ClassVar[Fault] = "local"
     kind: ClassVar[str] = "api_error"
     exit_code: ClassVar[int] = 1
     status: int = 500
@@ -58,7 +55,6 @@ class StoreProblem(ProxyError):
 class ClientError(ProxyError):
     """The request itself is at fault."""
 
-    fault = "client"
     kind = "invalid_request_error"
     status = 400
 
@@ -66,7 +62,6 @@ class ClientError(ProxyError):
 class CredentialsUnavailable(ProxyError):
     """There is no access token to send; `code` says why."""
 
-    fault = "auth"
     kind = "authentication_error"
     status = 503
 
@@ -74,5 +69,4 @@ class CredentialsUnavailable(ProxyError):
 class UpstreamUnavailable(ProxyError):
     """The API could not be reached or broke off before it answered."""
 
-    fault = "upstream"
     status = 502

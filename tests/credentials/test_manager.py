@@ -17,6 +17,7 @@ from grok_oauth_proxy.credentials.token import Grant
 from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
 from grok_oauth_proxy.events import ChainAdopted, RefreshFailed, RefreshSucceeded, StoreTrouble
 from tests.credentials.fakes import (
+    CLIENT,
     HOUR,
     LIFETIME,
     NOW,
@@ -252,9 +253,13 @@ async def test_aclose_waits(world: World) -> None:
 
 
 async def test_aclose_at_rest(world: World) -> None:
-    """Closing a manager that does nothing returns at once."""
-    world.hold(store(block(VALID)))
-    await asyncio.wait_for((await world.started()).aclose(), 1)
+    """Closing a manager that does nothing returns at once, and spends nothing."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    closing = asyncio.create_task(tokens.aclose())
+    done, _ = await asyncio.wait({closing}, timeout=1)
+    assert done == {closing}
+    assert world.server.sent == []
 
 
 # Saved before used.
@@ -493,8 +498,10 @@ async def test_wrong_client_id_is_curable(world: World) -> None:
     """A login that was refused only because XAI_OAUTH_CLIENT_ID was wrong works again once it is unset."""
     world.hold(store(block(OLD)))
     world.server.script = [Terminal("invalid_client")]
-    await refusal(await world.started(client_id="a-typo"))
+    assert (await refusal(await world.started(client_id="a-typo"))).code == "invalid_client"
     await (await world.started()).get()
+    assert world.server.clients == ["a-typo", CLIENT]
+    assert world.held() == ["refresh-a+1"]
 
 
 async def test_verdict_of_another_process(world: World) -> None:
@@ -1079,18 +1086,24 @@ async def waiting(tokens: TokenManager) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.wait({task})
 
 
+async def ends(task: asyncio.Task[None]) -> bool:
+    """Whether it is done within a second."""
+    done, _ = await asyncio.wait({task}, timeout=1)
+    return bool(done)
+
+
 async def test_wait_for_change(world: World) -> None:
     """Whoever waits for a change wakes for a refresh, for a new login, and when the time is over."""
     world.hold(store(block(OLD)))
     tokens = await world.started()
     async with waiting(tokens) as task:
         await tokens.get()
-        await asyncio.wait_for(task, 1)
+        assert await ends(task)
     world.hold(store(block(SIBLING)))
     async with waiting(tokens) as task:
         await tokens.reload()
-        await asyncio.wait_for(task, 1)
-    await asyncio.wait_for(tokens.wait_for_change(0.01), 1)
+        assert await ends(task)
+    assert await ends(asyncio.create_task(tokens.wait_for_change(0.01)))
 
 
 async def test_unchanged_store_wakes_nobody(world: World) -> None:
