@@ -56,9 +56,10 @@ class RequestBody:
                 yield chunk
 
     def abandon(self) -> None:
-        """The answer has come: what is kept, and what the client still sends, is of no use any more."""
+        """The answer has come: nothing will be sent again, so nothing is kept."""
+        self.kept_whole = False
         self._kept.clear()
-        self._ended.set()
+        self._limit = -1
 
     async def wait_gone(self) -> None:
         """Return when the client has closed its connection. Reads from it only after the body has ended."""

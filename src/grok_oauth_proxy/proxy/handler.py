@@ -112,6 +112,8 @@ class Proxy:
             step = await self._next_step(exchange, outcome, token, attempt)
             stale = stale or (isinstance(outcome, Peeked) and outcome.rejection is STALE_TOKEN)
             if step is not None:
+                if isinstance(outcome, Peeked):
+                    await outcome.answer.aclose()
                 token, attempt = step
             elif isinstance(outcome, UpstreamFailure):
                 raise unavailable(outcome)
@@ -131,6 +133,7 @@ class Proxy:
             peeked = await self._ask(exchange, target, token)
             if peeked.unreadable and exchange.body.kept_whole:
                 # The refusal did no work, and whether it speaks of the token must be known.
+                await peeked.answer.aclose()
                 peeked = await self._ask(exchange, target, token, plain=True)
         except UpstreamFailure as failure:
             self._observer(UpstreamFailed(failure.kind))
@@ -150,7 +153,7 @@ class Proxy:
     ) -> Step | None:
         """The token and attempt to go on with, after waiting where that is called for; None to stop here."""
         if isinstance(outcome, UpstreamFailure):
-            decision = retry.after_failure(attempt, self._policy, sent=outcome.sent)
+            decision = retry.after_failure(attempt, self._policy, sent=outcome.sent, stale=outcome.stale)
         elif outcome.rejection is STALE_TOKEN:
             return await self._after_stale_token(exchange, token, attempt)
         else:
@@ -163,8 +166,6 @@ class Proxy:
                 return None
         if not isinstance(decision, retry.Resend) or not exchange.body.kept_whole:
             return None
-        if isinstance(outcome, Peeked):
-            await outcome.answer.aclose()
         await asyncio.sleep(decision.delay)
         return token, attempt.retried()
 

@@ -102,8 +102,13 @@ def after_answer(attempt: Attempt, policy: Policy, *, status: int, retry_after: 
     return Resend(max(_backoff(attempt, policy), retry_after or 0.0))
 
 
-def after_failure(attempt: Attempt, policy: Policy, *, sent: bool) -> Decision:
-    """There was no answer; `sent` when a byte of the request may have arrived."""
+def after_failure(attempt: Attempt, policy: Policy, *, sent: bool, stale: bool = False) -> Decision:
+    """There was no answer; `sent` when a byte of the request may have arrived.
+
+    `stale`: a connection from before, which the API had closed. The next one is new, so it need not wait.
+    """
+    if stale and attempt.retries == 0 and (not sent or attempt.method in IDEMPOTENT):
+        return Resend(0.0)
     if attempt.retries >= policy.attempts or (sent and attempt.method not in IDEMPOTENT):
         return Deliver()
     return Resend(_backoff(attempt, policy))

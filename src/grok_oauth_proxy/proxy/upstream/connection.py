@@ -1,0 +1,340 @@
+"""One connection to the API, and one answer at a time on it.
+
+Law: httptools alone frames the answers (RFC 9112 §6). What it refuses, what comes after the end of an answer
+and what never ends closes the connection; a body cut short is a failure, never an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from typing import Final
+
+import httptools
+
+from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
+
+_MAX_OVERHEAD: Final = 64 * 1024
+"""Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""
+_HIGH_WATER: Final = 256 * 1024
+_LOW_WATER: Final = 64 * 1024
+_LAST_STATUS: Final = 599
+"""Beyond it no status has a meaning (RFC 9110 §15), and the server would not send it on."""
+
+
+class Answer:
+    """A response whose head has arrived; `chunk` gives the rest. Closing it early drops the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self._connection = connection
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._upload: asyncio.Task[None] | None = None
+        self._whole = False
+        self._failure: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"Answer(status={self.status}, waiting={self._size}, whole={self._whole})"
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will come."""
+        return self._whole or self._failure is not None
+
+    async def chunk(self) -> bytes | None:
+        """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
+        while not self._chunks:
+            if self._failure is not None:
+                raise self._failure
+            if self._whole:
+                return None
+            await self._news()
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        if not self.over:
+            self._connection.resume_reading()
+        return data
+
+    async def aclose(self) -> None:
+        """Take no more of it; nothing reads the request's body any more when this returns."""
+        if not self.over:
+            # Once over, the connection may already carry another exchange.
+            self._connection.abort()
+        if self._upload is not None and not self._upload.done():
+            self._upload.cancel()
+            await asyncio.wait({self._upload})
+
+    async def head(self) -> None:
+        """Wait for status and headers."""
+        while not self.status:
+            if self._failure is not None:
+                raise self._failure
+            await self._news()
+
+    async def _news(self) -> None:
+        self._waiter = self._connection.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # What the connection calls.
+
+    @property
+    def uploading(self) -> bool:
+        return self._upload is not None and not self._upload.done()
+
+    def upload(self, sending: Coroutine[None, None, None]) -> None:
+        """Send the request's body while its answer is waited for."""
+        self._upload = self._connection.loop.create_task(sending, name="upload")
+
+    def begin(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+        self._wake()
+
+    def feed(self, data: bytes) -> int:
+        """Take bytes of the body; how many wait to be fetched."""
+        self._chunks.append(data)
+        self._size += len(data)
+        self._wake()
+        return self._size
+
+    def end(self) -> None:
+        self._whole = True
+        self._wake()
+
+    def fail(self, failure: BaseException) -> None:
+        if not self.over:
+            self._failure = failure
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """Made by `dial`. `on_idle` is called whenever it can take the next request, `on_lost` when it is gone.
+
+    `patience`: seconds without a byte in either direction after which an exchange has failed.
+    """
+
+    def __init__(
+        self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None], *, patience: float
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.served = 0
+        self.idle_since = -math.inf
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._patience = patience
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: Answer | None = None
+        self._headers: Headers = []
+        self._method = ""
+        self._until_close = self._keep_alive = self._surplus = self._reading_paused = False
+        self._overhead = 0
+        self._untouched = True
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._active_at = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"Connection(served={self.served}, usable={self.usable}, {self._answer})"
+
+    @property
+    def usable(self) -> bool:
+        """Open, and free for a request."""
+        return self._transport is not None and not self._transport.is_closing() and self._answer is None
+
+    async def request(self, request: Request) -> Answer:
+        """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what its body raises.
+
+        The answer may come, and end, while the body is still being sent.
+        """
+        head = request.head()
+        if self._transport is None or not self.usable:
+            raise UpstreamFailure("broken_off", sent=False, stale=True)
+        answer = self._answer = Answer(self)
+        self._parser = httptools.HttpResponseParser(self)
+        self._method, self._overhead, self._untouched = request.method, 0, True
+        self._keep_alive = self._until_close = False
+        self._active_at = self.loop.time()
+        self._watchdog = self.loop.call_later(self._patience, self._watch)
+        if request.body is None:
+            self._transport.write(head)
+        else:
+            answer.upload(self._send(answer, head, request.body, chunked=request.chunked))
+        try:
+            await answer.head()
+        except BaseException:
+            await answer.aclose()
+            raise
+        return answer
+
+    def abort(self) -> None:
+        """Drop the connection, and with it what it was doing."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close an idle connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # Sending.
+
+    async def _send(self, answer: Answer, head: bytes, body: AsyncIterator[bytes], *, chunked: bool) -> None:
+        assert self._transport is not None  # noqa: S101 - for the type checker
+        unsent = head
+        try:
+            async for data in body:
+                framed = b"%x\r\n%b\r\n" % (len(data), data) if chunked else data
+                self._transport.write(unsent + framed)
+                unsent = b""
+                self._active_at = self.loop.time()
+                if not self._may_write.is_set():
+                    await self._may_write.wait()
+                if self._transport.is_closing():
+                    return
+            if chunked:
+                unsent += b"0\r\n\r\n"
+            if unsent:
+                self._transport.write(unsent)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits for the answer is told
+            answer.fail(error)
+            self.abort()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._active_at = self.loop.time()
+        self._may_write.set()
+
+    # Receiving.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream transport, by how it was made
+
+    def data_received(self, data: bytes) -> None:
+        self._active_at = self.loop.time()
+        self._untouched = False
+        if self._answer is None:
+            self.close()  # nothing was asked
+            return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._surplus = True
+            self._fail(UpstreamFailure("invalid_answer", sent=True))
+        if self._overhead > _MAX_OVERHEAD:
+            self._fail(UpstreamFailure("invalid_answer", sent=True))
+        if self._answer.over:
+            self._settle()
+
+    def resume_reading(self) -> None:
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._active_at = self.loop.time()
+            self._transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._may_write.set()
+        self._on_lost(self)
+        if self._answer is not None:
+            if self._answer.status and self._until_close and exc is None:
+                self._answer.end()
+            else:
+                kind = "truncated" if self._answer.status else "broken_off"
+                self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self.served > 0))
+            self._settle()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+        if self._answer is None or self._answer.over:
+            self._surplus = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._answer or not self._answer.status:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        answer = self._answer
+        if answer is None or answer.over or status < 200:
+            if status == 101:
+                self._fail(UpstreamFailure("invalid_answer", sent=True))
+            return
+        coding = header(self._headers, b"transfer-encoding")
+        if status > _LAST_STATUS or (coding is not None and coding.strip().lower() != b"chunked"):
+            self._fail(UpstreamFailure("invalid_answer", sent=True))
+            return
+        self._keep_alive = self._parser.should_keep_alive()
+        self._until_close = coding is None and header(self._headers, b"content-length") is None
+        answer.begin(status, self._headers)
+        if self._method == "HEAD":
+            # The parser does not know what was asked, and would wait for a body.
+            answer.end()
+
+    def on_body(self, data: bytes) -> None:
+        self._overhead = 0
+        if self._answer is None or self._answer.over:
+            self._surplus = True
+        elif self._answer.feed(data) > _HIGH_WATER and not self._reading_paused:
+            self._reading_paused = True
+            assert self._transport is not None  # noqa: S101 - for the type checker
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._answer is not None and self._answer.status:
+            self._answer.end()
+
+    # The end of an exchange.
+
+    def _settle(self) -> None:
+        """The answer is over: keep the connection for the next one, or close it."""
+        answer, self._answer = self._answer, None
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        reusable = self._keep_alive and not self._surplus and answer is not None and not answer.uploading
+        if reusable and self._transport is not None and not self._transport.is_closing():
+            self.resume_reading()
+            self.served += 1
+            self.idle_since = self.loop.time()
+            self._on_idle(self)
+        else:
+            self.abort()
+
+    def _fail(self, failure: BaseException) -> None:
+        if self._answer is not None:
+            self._answer.fail(failure)
+            self._keep_alive = False
+            with suppress(RuntimeError):
+                self.abort()
+
+    def _watch(self) -> None:
+        """Runs when `patience` may be over; a stall that the client causes does not count."""
+        if self._answer is None:
+            return
+        now = self.loop.time()
+        if self._reading_paused:
+            self._active_at = now
+        left = self._active_at + self._patience - now
+        if left <= 0:
+            self._fail(UpstreamFailure("timeout", sent=True))
+        else:
+            self._watchdog = self.loop.call_later(left, self._watch)

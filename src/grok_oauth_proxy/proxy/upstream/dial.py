@@ -1,0 +1,75 @@
+"""How a connection to the API comes to be: address, egress proxy, TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+import aiohappyeyeballs
+from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+from python_socks.async_.asyncio import Proxy
+
+from grok_oauth_proxy.proxy.upstream.message import UpstreamFailure
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+_NEXT_ADDRESS: Final = 0.25
+"""Seconds after which the next address is tried beside the first (RFC 8305 §5)."""
+
+
+class Dialer:
+    """Opens connections to the origin of `base_url`, through `proxy` if one is given.
+
+    `timeout`: seconds for everything until a request can be sent.
+    """
+
+    def __init__(self, base_url: str, *, proxy: str | None, tls: ssl.SSLContext, timeout: float) -> None:
+        parts = urlsplit(base_url)
+        self._host = parts.hostname or ""
+        self._port = parts.port or _default_port(parts)
+        self._tls = tls if parts.scheme == "https" else None
+        self._proxy = proxy
+        self._timeout = timeout
+
+    async def dial(self, protocol: Callable[[], P]) -> P:
+        """A connected protocol; raises `UpstreamFailure`, of which no byte was sent."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                sock = await (self._tunnel() if self._proxy else self._connect())
+                return await self._establish(sock, protocol)
+        except (TimeoutError, ProxyTimeoutError):
+            raise UpstreamFailure("connect_timeout", sent=False) from None
+        except (OSError, ssl.SSLError, ProxyError, ProxyConnectionError):
+            raise UpstreamFailure("unreachable", sent=False) from None
+
+    async def _establish(self, sock: socket.socket, protocol: Callable[[], P]) -> P:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _, connected = await asyncio.get_running_loop().create_connection(
+                protocol, sock=sock, ssl=self._tls, server_hostname=self._host if self._tls else None
+            )
+        except BaseException:
+            with suppress(OSError):
+                sock.close()
+            raise
+        return connected
+
+    async def _connect(self) -> socket.socket:
+        addresses = await asyncio.get_running_loop().getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM
+        )
+        return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS)
+
+    async def _tunnel(self) -> socket.socket:
+        proxy = Proxy.from_url(self._proxy or "", rdns=True)
+        sock: socket.socket = await proxy.connect(self._host, self._port)
+        return sock
+
+
+def _default_port(parts: SplitResult) -> int:
+    return 443 if parts.scheme == "https" else 80

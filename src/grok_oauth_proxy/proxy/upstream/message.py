@@ -1,0 +1,45 @@
+"""What is sent to the API, as bytes, and what it means when no whole answer comes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from grok_oauth_proxy.proxy.headers import Headers, header
+
+
+class UpstreamFailure(Exception):
+    """No (complete) answer. `kind` is from a fixed set; `sent`: a byte of the request may have arrived.
+
+    `stale`: the connection had served before, and ended before a byte of the answer; as a rule the API closed
+    it while it was idle.
+    """
+
+    def __init__(self, kind: str, *, sent: bool, stale: bool = False) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.sent = sent
+        self.stale = stale
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send. `target` is the path and query as bytes; `body` is None when there is none."""
+
+    method: str
+    target: bytes
+    headers: Headers
+    body: AsyncIterator[bytes] | None
+
+    @property
+    def chunked(self) -> bool:
+        return header(self.headers, b"transfer-encoding") is not None
+
+    def head(self) -> bytes:
+        """The head on the wire (RFC 9112 §3); raises `UpstreamFailure` when it would not be one head."""
+        lines = [b"%s %s HTTP/1.1\r\n" % (self.method.encode("latin-1"), self.target)]
+        lines += [b"%s: %s\r\n" % item for item in self.headers]
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise UpstreamFailure("bad_request", sent=False)
+        return head + b"\r\n"

@@ -1,0 +1,91 @@
+"""The connections to the API that are open, and which of them takes the next request."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+from urllib.parse import urlsplit
+
+from grok_oauth_proxy.proxy.upstream.connection import Answer, Connection
+from grok_oauth_proxy.proxy.upstream.dial import Dialer
+from grok_oauth_proxy.proxy.upstream.message import Request
+
+_MAX_IDLE: Final = 100
+_MAX_IDLE_SECONDS: Final = 55.0
+_SWEEP_EVERY: Final = 5.0
+
+
+class Upstream:
+    """Keep-alive connections to one origin, the one used last first. `base_url` has no trailing slash.
+
+    No upper bound on busy ones: a stream may last an hour, and the next request must not wait for it.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        proxy: str | None,
+        tls: ssl.SSLContext,
+        connect_timeout: float,
+        read_timeout: float,
+    ) -> None:
+        parts = urlsplit(base_url)
+        self.host = parts.netloc.encode("ascii")
+        self.base_path = parts.path.encode("ascii")
+        self._dialer = Dialer(base_url, proxy=proxy, tls=tls, timeout=connect_timeout)
+        self._read_timeout = read_timeout
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.host.decode()}, open={len(self._open)}, idle={len(self._idle)})"
+
+    async def send(self, request: Request) -> Answer:
+        """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what its body raises."""
+        connection = self._take_idle() or await self._dialer.dial(self._new_connection)
+        return await connection.request(request)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.abort()
+
+    def _new_connection(self) -> Connection:
+        connection = Connection(self._put_back, self._forget, patience=self._read_timeout)
+        self._open.add(connection)
+        return connection
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    def _put_back(self, connection: Connection) -> None:
+        if self._closed or len(self._idle) >= _MAX_IDLE:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep)
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _sweep(self) -> None:
+        """Close what has been idle for so long that the API may be about to."""
+        oldest = asyncio.get_running_loop().time() - _MAX_IDLE_SECONDS
+        for connection in [connection for connection in self._idle if connection.idle_since < oldest]:
+            self._idle.remove(connection)
+            connection.close()
+        again = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep) if self._idle else None
+        self._sweeper = again
