@@ -208,6 +208,8 @@ MISSPELT = {
     "proxy_apikey": "PROXY_API_KEY",
     "PROXY_PROT": "PROXY_PORT",
     "LOG_LEVLE": "LOG_LEVEL",
+    "PROXYAPIKEY": "PROXY_API_KEY",
+    "PRXY_API_KEY": "PROXY_API_KEY",
 }
 
 

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 import httpx
+from httpx_socks import AsyncProxyTransport
 
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.clock import Clock
@@ -55,8 +56,8 @@ def refuse_unsafe_start(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def running_app(settings: Settings) -> AsyncIterator[Application]:
-    """The application, its credentials loaded and its background tasks running.
+async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Observer]]:
+    """The application, its credentials loaded and its background tasks running, and who hears what happens.
 
     Raises `StoreProblem` or `StartRefused` when there is no grant to serve with.
     """
@@ -67,7 +68,7 @@ async def running_app(settings: Settings) -> AsyncIterator[Application]:
     state_file = _prepared(StateFile(settings.grok_proxy_auth_state), observer)
     async with (
         _control_plane(settings) as control_plane,
-        aclosing(_upstream(settings)) as upstream,
+        aclosing(_upstream(settings, clock)) as upstream,
     ):
         server = AuthorizationServer(
             control_plane,
@@ -96,7 +97,7 @@ async def running_app(settings: Settings) -> AsyncIterator[Application]:
             aclosing(tokens),
             background(prewarm=partial(keep_token_fresh, tokens), watcher=watcher.run),
         ):
-            yield app
+            yield app, observer
 
 
 def _application(
@@ -125,24 +126,26 @@ def _application(
         api_key=settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None,
         allowed_hosts=settings.proxy_allowed_hosts,
         allowed_origins=settings.proxy_allowed_origins,
-        everywhere=not is_loopback(settings.proxy_host),
+        bound_host=settings.proxy_host,
     )
     gateway = Gateway(door, api, pages, observer=observer, clock=clock)
     return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
 
 
 def _control_plane(settings: Settings) -> httpx.AsyncClient:
-    proxy = egress_proxy(settings.xai_oauth_issuer)
-    return httpx.AsyncClient(trust_env=False, proxy=proxy, verify=tls_context())
+    proxy, tls = egress_proxy(settings.xai_oauth_issuer), tls_context()
+    transport = AsyncProxyTransport.from_url(proxy, verify=tls, rdns=True) if proxy else None
+    return httpx.AsyncClient(trust_env=False, transport=transport, verify=tls)
 
 
-def _upstream(settings: Settings) -> Upstream:
+def _upstream(settings: Settings, clock: Clock) -> Upstream:
     return Upstream(
         settings.xai_base_url,
         proxy=egress_proxy(settings.xai_base_url),
         tls=tls_context(),
         connect_timeout=settings.upstream_connect_timeout,
         read_timeout=settings.upstream_read_timeout,
+        clock=clock,
     )
 
 

@@ -30,12 +30,12 @@ def run(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    async with running_app(settings) as app:
+    async with running_app(settings) as (app, observer):
         with (
             listen(settings.proxy_host, settings.proxy_port) as sock,
             _address_kept(settings.grok_proxy_auth_state.parent / "address", url_of(sock)),
         ):
-            await Server(app, on_ready=lambda: _greet(settings, sock)).serve(sockets=[sock])
+            await Server(app, observer, on_ready=lambda: _greet(settings, sock)).serve(sockets=[sock])
 
 
 def _greet(settings: Settings, sock: socket.socket) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import certifi
-import httpx
 
 from grok_oauth_proxy.errors import ConfigurationError
 
+_DEFAULT_PORTS = {"http": 80, "socks5": 1080}
+
 
 def egress_proxy(url: str) -> str | None:
-    """The proxy that HTTPS_PROXY, ALL_PROXY and NO_PROXY name for `url`, if any."""
+    """The proxy that HTTPS_PROXY, ALL_PROXY and NO_PROXY name for `url`, if any; its port always stands in it.
+
+    It is http:// or socks5://; names are looked up on its side. Raises `ConfigurationError`.
+    """
     parts = urlsplit(url)
     proxies = urllib.request.getproxies_environment()
     if urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]  # missing from the stubs
@@ -22,21 +26,25 @@ def egress_proxy(url: str) -> str | None:
     ):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and not _is_http(proxy):
-        raise ConfigurationError(
-            f"The egress proxy for {parts.hostname} is not an http:// or https:// address. "
-            "Correct HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
-        )
-    return proxy
-
-
-def _is_http(proxy: str) -> bool:
     try:
-        parts = urlsplit(proxy)
-        httpx.Proxy(proxy)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except (ValueError, httpx.InvalidURL):
-        return False
+        return _normal(proxy) if proxy else None
+    except ValueError:
+        raise ConfigurationError(
+            f"The egress proxy for {parts.hostname} is not an http:// or socks5:// address. "
+            "Correct HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
+        ) from None
+
+
+def _normal(proxy: str) -> str:
+    """Raises ValueError unless it is an address of a kind that can be used."""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    scheme = parts.scheme.removesuffix("h") if parts.scheme == "socks5h" else parts.scheme
+    port = parts.port or _DEFAULT_PORTS[scheme] if scheme in _DEFAULT_PORTS else None
+    if port is None or parts.port == 0 or not parts.hostname or not proxy.isprintable() or " " in proxy:
+        raise ValueError("no usable address")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    login = f"{parts.username or ''}:{parts.password or ''}@" if "@" in parts.netloc else ""
+    return f"{scheme}://{login}{host}:{port}"
 
 
 def tls_context() -> ssl.SSLContext:

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import h11
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.errors import ClientError, ConfigurationError, StartRefused
+from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 
 FURTHER_PORTS: Final = 20
@@ -54,8 +56,9 @@ class Protocol(H11Protocol):
     Both stand in `scope["state"]`. The ASGI scope alone would lose a `?` with nothing behind it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, observer: Observer, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._observer = observer
         self.app_state = dict(self.app_state)
         self.conn = _Connection(self._remember_target)
         self._refused = False
@@ -79,10 +82,12 @@ class Protocol(H11Protocol):
         reason = sys.exception()
         status = reason.error_status_hint if isinstance(reason, h11.RemoteProtocolError) else 400
         error = ClientError("This is not a valid HTTP/1.1 request.", code="bad_request", status=status)
-        body = error_body(error)
-        headers = [*error_headers(error, body, new_request_id()), (b"connection", b"close")]
+        body, request_id = error_body(error), new_request_id()
+        headers = [*error_headers(error, body, request_id), (b"connection", b"close")]
         for event in (h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
+        self._observer(RequestStarted())
+        self._observer(RequestFinished("-", "-", status, 0.0, 0.0, 0, len(body), request_id, "refused"))
         # Closing while the client still sends would reset the connection before it has read this
         # (RFC 9112 §9.6): what comes is thrown away for a moment first.
         self._refused = True
@@ -93,11 +98,11 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM, SIGINT and SIGHUP, and says when it listens."""
 
-    def __init__(self, app: Application, on_ready: Callable[[], None]) -> None:
+    def __init__(self, app: Application, observer: Observer, *, on_ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=partial(Protocol, observer),  # type: ignore[arg-type]  # called like a class
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -129,14 +129,22 @@ def load_settings() -> Settings:
         raise ConfigurationError("No home directory is known. Set HOME.") from None
 
 
+def _guards_the_port(bare: str, squeezed: Iterable[str]) -> bool:
+    """Whether a name without its underscores is nearly one of the settings that keep others out."""
+    guards = [name for name in squeezed if name.startswith(("PROXY", "GROK"))]
+    return bool(difflib.get_close_matches(bare, guards, n=1, cutoff=0.9))
+
+
 def _refuse_misspellings(environment: Iterable[str]) -> None:
     known = {name.upper() for name in Settings.model_fields}
     prefixes = tuple({name.split("_")[0] + "_" for name in known})
     squeezed = {name.replace("_", ""): name for name in known}
     for name in sorted(environment):
-        if name.upper() in known or not name.upper().startswith(prefixes):
-            continue
         bare = name.upper().replace("_", "")
+        if name.upper() in known or not (
+            name.upper().startswith(prefixes) or _guards_the_port(bare, squeezed)
+        ):
+            continue
         swapped = [other for other in squeezed if sorted(other) == sorted(bare)]
         # A mistyped PROXY_API_KEY would leave the port open, so these prefixes are judged more strictly.
         cutoff = 0.8 if bare.startswith(("PROXY", "GROK")) else 0.9

@@ -42,14 +42,30 @@ def jwt(**claims: object) -> str:
     return f"{encoded({'alg': 'ES256'})}.{encoded(claims)}.c2ln"
 
 
-def bearer(name: str, *, issued: float = NOW, lifetime: float = LIFETIME, client: str | None = CLIENT) -> str:
+def bearer(
+    name: str,
+    *,
+    issued: float = NOW,
+    lifetime: float = LIFETIME,
+    client: str | None = CLIENT,
+    account: str | None = None,
+) -> str:
     """The access token of the link `name`."""
-    return jwt(jti=name, iat=issued, exp=issued + lifetime, **({"client_id": client} if client else {}))
+    claims = {"client_id": client, "sub": account}
+    known = {claim: value for claim, value in claims.items() if value}
+    return jwt(jti=name, iat=issued, exp=issued + lifetime, **known)
 
 
-def link(name: str, *, issued: float = NOW, lifetime: float = LIFETIME, client: str | None = CLIENT) -> Grant:
+def link(
+    name: str,
+    *,
+    issued: float = NOW,
+    lifetime: float = LIFETIME,
+    client: str | None = CLIENT,
+    account: str | None = None,
+) -> Grant:
     """The link of a chain whose refresh token is `name`."""
-    access = bearer(name, issued=issued, lifetime=lifetime, client=client)
+    access = bearer(name, issued=issued, lifetime=lifetime, client=client, account=account)
     return Grant(token=read_token(access), refresh_token=SecretStr(name))
 
 

@@ -229,12 +229,12 @@ def test_a_folder_is_unreadable(tmp_path: Path) -> None:
         (0o644, True, 0o600),
         (0o660, True, 0o600),
         (0o602, True, 0o600),
-        (0o777, True, 0o700),
+        (0o777, True, 0o600),
     ],
     ids=oct,
 )
 def test_make_private(tmp_path: Path, before: int, repaired: bool, after: int) -> None:
-    """Only what others may do is taken away, and it is told whether that was anything."""
+    """A file open to others becomes private, one that is not stays as it is, and it is told which."""
     path = tmp_path / "a.json"
     path.touch()
     path.chmod(before)
@@ -252,6 +252,38 @@ def test_not_ours_to_make_private(tmp_path: Path) -> None:
     os.chown(path, NOBODY, NOBODY)
     assert make_private(path) is False
     assert mode(path) == 0o644
+
+
+@pytest.mark.parametrize("by_link", [False, True], ids=["itself", "behind a link"])
+def test_only_files_are_made_private(tmp_path: Path, by_link: bool) -> None:
+    """What stands in a file's place and is none, such as /dev/null, stays as it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    path = pipe
+    if by_link:
+        path = tmp_path / "link"
+        path.symlink_to(pipe)
+    assert make_private(path) is False
+    assert pipe.stat().st_mode & 0o777 == 0o666
+
+
+def test_left_by_a_killed_process(tmp_path: Path) -> None:
+    """What a process that was killed left half-written is removed later, and only that."""
+    path = tmp_path / "auth.json"
+    left = {
+        name: tmp_path / name for name in (".auth.json.1.ab.tmp", ".auth.json.2.cd.tmp", ".other.1.ab.tmp")
+    }
+    for file in left.values():
+        file.write_text("{")
+        os.utime(file, (1, 1))
+    left[".auth.json.2.cd.tmp"].touch()  # of a process that is writing now
+    write_json(path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".auth.json.2.cd.tmp",
+        ".other.1.ab.tmp",
+        "auth.json",
+    ]
 
 
 def test_set_aside(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ VALID = link("refresh-a")
 SIBLING = link("refresh-sibling")
 
 
+def of_account(grant: Grant, account: str = "me") -> Grant:
+    """The same link, its claims saying whose it is."""
+    return link(name_of(grant), account=account)
+
+
 async def bearer_of(tokens: TokenManager) -> str:
     return (await tokens.get()).bearer.get_secret_value()
 
@@ -924,6 +929,49 @@ async def test_old_backup_while_the_proxy_was_down(world: World) -> None:
     assert world.held() == ["refresh-a+1+2"]
 
 
+@pytest.mark.parametrize("running", [True, False], ids=["while running", "while the proxy was down"])
+async def test_old_backup_of_what_hermes_rotated(world: World, running: bool) -> None:
+    """A link that Hermes replaced is as spent as one that was replaced here: its copy is not believed."""
+    world.hold(store(block(of_account(VALID))))
+    backup = world.auth.read_bytes()
+    tokens = await world.started()
+    world.hold(store(block(of_account(SIBLING))))
+    await tokens.reload()
+    world.auth.write_bytes(backup)
+    if not running:
+        tokens = await world.started()
+    await tokens.reload()
+    assert world.held() == [name_of(SIBLING)]
+    assert await bearer_of(tokens) == access(of_account(SIBLING))
+    assert world.server.sent == []
+
+
+async def test_another_account_is_put_back(world: World) -> None:
+    """The login of another account that somebody puts back is believed: nothing says that it is spent."""
+    world.hold(store(block(of_account(VALID, "one"))))
+    tokens = await world.started()
+    world.hold(store(block(of_account(SIBLING, "two"))))
+    await tokens.reload()
+    world.hold(store(block(of_account(VALID, "one"))))
+    await tokens.reload()
+    assert world.held() == [name_of(VALID)]
+    assert await bearer_of(tokens) == access(of_account(VALID, "one"))
+
+
+async def test_second_login_of_an_account(world: World) -> None:
+    """Of two logins of one account in the store, the one that stays when the other goes is believed."""
+    one, other = of_account(VALID), of_account(SIBLING)
+    world.hold(store(None, entry(one), entry(other)))
+    tokens = await world.started()
+    assert await bearer_of(tokens) == access(one)
+    world.hold(store(None, entry(other)))
+    await tokens.reload()
+    assert await bearer_of(tokens) == access(other)
+    world.hold(store(None, entry(other), entry(one)))
+    await tokens.reload()
+    assert world.held() == [name_of(other), name_of(one)]
+
+
 async def test_old_backup_on_a_full_disk(world: World) -> None:
     """An old auth.json that can't be mended is not believed for that."""
     world.hold(store(block(OLD)))
@@ -974,6 +1022,18 @@ async def test_old_backup_after_a_lost_state(world: World) -> None:
     world.hands.advance(LIFETIME)
     await tokens.get()
     assert world.server.sent == ["refresh-a", "refresh-a+1"]
+
+
+async def test_state_file_damaged_while_running(world: World) -> None:
+    """A state file that somebody damages is kept under another name, told, and written anew."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    world.state_file.path.write_text("{damaged")
+    await tokens.get()
+    kept = world.state_file.path.with_name("auth_state.json.corrupt-1")
+    assert kept.read_text() == "{damaged"
+    assert any(kept.name in event.message for event in world.events if isinstance(event, StoreTrouble))
+    assert name_of(world.remembered().grant or OLD) == "refresh-a+1"
 
 
 async def test_damaged_state_file(world: World) -> None:

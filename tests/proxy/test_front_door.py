@@ -18,9 +18,9 @@ def door(
     key: str | None = None,
     hosts: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
-    everywhere: bool = False,
+    bound: str = "127.0.0.1",
 ) -> FrontDoor:
-    return FrontDoor(api_key=key, allowed_hosts=hosts, allowed_origins=origins, everywhere=everywhere)
+    return FrontDoor(api_key=key, allowed_hosts=hosts, allowed_origins=origins, bound_host=bound)
 
 
 def knock(
@@ -182,6 +182,21 @@ def test_allowed_origins(origin: bytes, refused: tuple[str, int] | None) -> None
     assert knock(door(origins=("https://app.example",)), *headers) == refused
 
 
+@pytest.mark.parametrize(
+    ("bound", "server", "host"),
+    [
+        ("0.0.0.0", ("127.0.0.1", 9996), b"0.0.0.0:9996"),
+        ("::", ("::ffff:192.168.1.7", 9996), b"192.168.1.7:9996"),
+        ("::", ("::1", 9996), b"[::]:9996"),
+        ("proxy.lan", ("192.168.1.7", 9996), b"PROXY.lan:9996"),
+    ],
+)
+def test_the_bound_address(bound: str, server: tuple[str, int], host: bytes) -> None:
+    """The address the proxy was told to listen on is one of its names, as is the one it was reached by."""
+    assert knock(door(bound=bound), host=host, server=server) is None
+    assert knock(door(), host=host) == NOT_ALLOWED
+
+
 def test_a_rebound_page_is_not_the_same_origin() -> None:
     """A page that rebound its name to this machine is turned away by its Host, whatever its Origin."""
     headers = ((b"origin", b"http://evil.example:9996"), (b"sec-fetch-site", b"same-origin"))
@@ -245,8 +260,8 @@ def test_where_the_key_is_asked(
 ) -> None:
     """On loopback the key guards the API; a port open to other machines asks for it everywhere."""
     assert knock(door(key=KEY), path=path) == on_loopback
-    assert knock(door(key=KEY, everywhere=True), path=path) == everywhere
-    assert knock(door(key=KEY, everywhere=True), (b"x-api-key", OURS), path=path) is None
+    assert knock(door(key=KEY, bound="0.0.0.0"), path=path) == everywhere
+    assert knock(door(key=KEY, bound="0.0.0.0"), (b"x-api-key", OURS), path=path) is None
 
 
 def test_the_key_opens_nothing_else() -> None:

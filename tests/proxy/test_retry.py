@@ -10,7 +10,6 @@ from itertools import product
 import pytest
 
 from grok_oauth_proxy.proxy.retry import (
-    FUTILE_FOR,
     STALE_BUDGET,
     YOUNG,
     Attempt,
@@ -26,67 +25,70 @@ from grok_oauth_proxy.proxy.retry import (
 
 POLICY = Policy(attempts=2, delay=0.5)
 FIRST = Attempt("POST")
-NEVER = math.inf
 
 STALE = {
-    # attempt, age of the token, is it the current one, seconds since a futile refresh
-    "old-token": (FIRST, 3600.0, True, NEVER, Refresh()),
-    "just-not-young": (FIRST, YOUNG, True, NEVER, Refresh()),
-    "young-token": (FIRST, 0.237, True, NEVER, Resend(0.5)),
-    "nearly-not-young": (FIRST, YOUNG - 0.1, True, NEVER, Resend(0.5)),
-    "issued-in-the-future": (FIRST, -5.0, True, NEVER, Resend(0.5)),
-    "newer-is-known": (FIRST, 3600.0, False, NEVER, Resend(0.0)),
-    "newer-is-known-and-young": (FIRST, 0.1, False, NEVER, Resend(0.0)),
-    "old-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 3600.0, True, NEVER, Deliver()),
-    "young-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 0.3, True, NEVER, Resend(0.5)),
-    "young-after-slow-refresh": (Attempt("POST", refreshes=1, waited=2.6), 0.3, True, NEVER, Deliver()),
+    # attempt, age of the token, is it the current one, is refreshing futile
+    "old-token": (FIRST, 3600.0, True, False, Refresh()),
+    "just-not-young": (FIRST, YOUNG, True, False, Refresh()),
+    "young-token": (FIRST, 0.237, True, False, Resend(0.5)),
+    "nearly-not-young": (FIRST, YOUNG - 0.1, True, False, Resend(0.5)),
+    "issued-in-the-future": (FIRST, -5.0, True, False, Resend(0.5)),
+    "newer-is-known": (FIRST, 3600.0, False, False, Resend(0.0)),
+    "newer-is-known-and-young": (FIRST, 0.1, False, False, Resend(0.0)),
+    "old-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 3600.0, True, False, Deliver()),
+    "young-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 0.3, True, False, Resend(0.5)),
+    "young-after-slow-refresh": (Attempt("POST", refreshes=1, waited=2.6), 0.3, True, False, Deliver()),
     "young-after-refresh-and-wait": (
-        Attempt("POST", refreshes=1, resends=1, waited=1.8),
+        Attempt("POST", refreshes=1, resends=1, waits=1, waited=1.8),
         1.8,
         True,
-        NEVER,
+        False,
         Deliver(),
     ),
-    "newer-again": (Attempt("POST", resends=1), 3600.0, False, NEVER, Resend(0.0)),
-    "newer-too-often": (Attempt("POST", resends=3), 3600.0, False, NEVER, Refresh()),
+    "newer-again": (Attempt("POST", resends=1), 3600.0, False, False, Resend(0.0)),
+    "newer-too-often": (Attempt("POST", resends=3), 3600.0, False, False, Refresh()),
     "newer-too-often-and-refreshed": (
-        Attempt("POST", resends=3, refreshes=1, waited=2.0),
+        Attempt("POST", resends=3, refreshes=1, waits=2, waited=2.0),
         0.5,
         False,
-        NEVER,
+        False,
         Deliver(),
     ),
-    "refreshing-was-futile": (FIRST, 3600.0, True, 0.0, Deliver()),
-    "refreshing-was-futile-lately": (FIRST, 3600.0, True, FUTILE_FOR - 0.1, Deliver()),
-    "refreshing-was-futile-once": (FIRST, 3600.0, True, FUTILE_FOR, Refresh()),
-    "futile-and-young": (FIRST, 2.0, True, 2.0, Resend(0.5)),
-    "futile-but-newer-is-known": (FIRST, 3600.0, False, 0.0, Resend(0.0)),
+    "refreshing-is-futile": (FIRST, 3600.0, True, True, Deliver()),
+    "futile-and-young": (FIRST, 2.0, True, True, Resend(0.5)),
+    "futile-but-newer-is-known": (FIRST, 3600.0, False, True, Resend(0.0)),
+    "budget-is-spent": (Attempt("POST", waited=2.9), 2.0, True, True, Deliver()),
 }
 
 
-@pytest.mark.parametrize(("attempt", "age", "current", "since", "decision"), STALE.values(), ids=STALE.keys())
-def test_stale_token(attempt: Attempt, age: float, current: bool, since: float, decision: Decision) -> None:
+@pytest.mark.parametrize(
+    ("attempt", "age", "current", "futile", "decision"), STALE.values(), ids=STALE.keys()
+)
+def test_stale_token(attempt: Attempt, age: float, current: bool, futile: bool, decision: Decision) -> None:
     """Newer tokens first, then patience with young ones, then one refresh; none after a futile one."""
     decided = after_stale_token(
-        attempt, token_age=age, is_current=current, since_futile=since, can_resend=True
+        attempt, token_age=age, is_current=current, futile=futile, can_resend=True, doubted=True
     )
     assert decided == decision
 
 
 @pytest.mark.parametrize(
-    ("age", "current", "since", "decision"),
+    ("age", "current", "futile", "doubted", "decision"),
     [
-        (3600.0, True, NEVER, Refresh()),
-        (0.2, True, NEVER, Refresh()),
-        (0.2, False, NEVER, Resend(0.0)),
-        (3600.0, True, FUTILE_FOR - 0.1, Deliver()),
+        (3600.0, True, False, False, Refresh()),
+        (0.2, True, False, False, Resend(0.0)),
+        (0.2, True, False, True, Refresh()),
+        (0.2, False, False, False, Resend(0.0)),
+        (3600.0, True, True, False, Deliver()),
     ],
-    ids=["old", "young", "newer-is-known", "refreshing-was-futile"],
+    ids=["old", "young", "young-once-more", "newer-is-known", "refreshing-is-futile"],
 )
-def test_stale_token_and_a_lost_body(age: float, current: bool, since: float, decision: Decision) -> None:
-    """A body that is gone makes waiting with a young token useless: it is renewed for the next request."""
+def test_stale_token_and_a_lost_body(
+    age: float, current: bool, futile: bool, doubted: bool, decision: Decision
+) -> None:
+    """For a body that is gone a young token is renewed the second time, and nobody is kept waiting."""
     decided = after_stale_token(
-        FIRST, token_age=age, is_current=current, since_futile=since, can_resend=False
+        FIRST, token_age=age, is_current=current, futile=futile, can_resend=False, doubted=doubted
     )
     assert decided == decision
 
@@ -108,12 +110,12 @@ DURATIONS = (0.0, 0.3, 1.0, 1.99, 3.0)
 """Seconds a refresh takes; the caller waits for as much of it as the budget allows."""
 
 
-def walk(attempt: Attempt, age: float, since: float, taken: tuple[Decision, ...] = ()) -> Iterator[Path]:
+def walk(attempt: Attempt, age: float, futile: bool, taken: tuple[Decision, ...] = ()) -> Iterator[Path]:
     """Every path from here, whatever the tokens' ages, the refreshes' lengths and other requests do."""
     assert len(taken) < 20, f"no end: {taken}"
     for current in (True, False):
         decision = after_stale_token(
-            attempt, token_age=age, is_current=current, since_futile=since, can_resend=True
+            attempt, token_age=age, is_current=current, futile=futile, can_resend=True, doubted=True
         )
         path = (*taken, decision)
         match decision:
@@ -123,22 +125,24 @@ def walk(attempt: Attempt, age: float, since: float, taken: tuple[Decision, ...]
                 # The token sent next is the same one, older by the delay, or another's, of any age.
                 ages = (age + delay,) if current else AGES
                 for next_age in ages:
-                    yield from walk(attempt.resent(delay), next_age, since + delay, path)
+                    following = attempt.resent(paused=delay > 0).having_waited(attempt.waited + delay)
+                    yield from walk(following, next_age, futile, path)
             case Refresh():
                 for duration in DURATIONS:
                     took = min(duration, STALE_BUDGET - attempt.waited)
-                    yield from walk(attempt.refreshed(took), 0.0, took, path)
+                    following = attempt.refreshed().having_waited(attempt.waited + took)
+                    yield from walk(following, 0.0, futile, path)
 
 
 @pytest.fixture(scope="module")
 def paths() -> list[Path]:
-    return [path for age, since in product(AGES, (0.0, 59.0, NEVER)) for path in walk(FIRST, age, since)]
+    return [path for age, futile in product(AGES, (True, False)) for path in walk(FIRST, age, futile)]
 
 
 def test_every_path_ends(paths: list[Path]) -> None:
     """Whatever happens, the client gets an answer after a handful of attempts."""
     assert len(paths) > 100
-    assert max(len(path.decisions) for path in paths) <= 6
+    assert max(len(path.decisions) for path in paths) <= 7
 
 
 def test_one_refresh_a_request(paths: list[Path]) -> None:
@@ -155,8 +159,7 @@ def test_waiting_is_bounded(paths: list[Path]) -> None:
 
 def accepted_after(lag: float, *, within: float) -> float | None:
     """Seconds until a request a second succeeds, where the API learns of new tokens only after `lag`."""
-    now, minted, futile = 1000.0, -math.inf, -math.inf
-    minted = now
+    now, minted, futile = 1000.0, 1000.0, False
     while now < 1000.0 + within:
         attempt, decision = Attempt("POST"), None
         while not isinstance(decision, Deliver):
@@ -166,13 +169,14 @@ def accepted_after(lag: float, *, within: float) -> float | None:
                 attempt,
                 token_age=now - minted,
                 is_current=True,
-                since_futile=now - futile,
+                futile=futile,
                 can_resend=True,
+                doubted=True,
             )
             if isinstance(decision, Resend):
-                attempt, now = attempt.resent(decision.delay), now + decision.delay
+                attempt, now = attempt.resent(paused=decision.delay > 0), now + decision.delay
             elif isinstance(decision, Refresh):
-                attempt, futile, minted = attempt.refreshed(0.1), now, now + 0.1
+                attempt, futile, minted = attempt.refreshed(), True, now + 0.1
                 now += 0.1
         now += 1
     return None
@@ -244,6 +248,20 @@ def test_failure(attempt: Attempt, sent: bool, decision: Decision) -> None:
     assert after_failure(attempt, POLICY, sent=sent) == decision
 
 
+@pytest.mark.parametrize(
+    ("attempt", "sent", "decision"),
+    [
+        (Attempt("GET"), True, Resend(0.0)),
+        (Attempt("POST"), False, Resend(0.0)),
+        (Attempt("POST"), True, Deliver()),
+        (Attempt("GET", retries=1), True, Resend(1.0)),
+    ],
+)
+def test_connection_that_was_closed_while_idle(attempt: Attempt, sent: bool, decision: Decision) -> None:
+    """The first time it is no failure: what may be repeated goes over another connection at once."""
+    assert after_failure(attempt, POLICY, sent=sent, stale=True) == decision
+
+
 def test_no_retries() -> None:
     """With no attempts allowed nothing is tried again."""
     none = Policy(attempts=0, delay=1.0)
@@ -253,5 +271,5 @@ def test_no_retries() -> None:
 
 def test_attempts_are_counted_apart() -> None:
     """What is tried for stale tokens and for failures does not count against each other."""
-    attempt = FIRST.retried().resent(1.0).refreshed(0.5)
-    assert attempt == Attempt("POST", retries=1, refreshes=1, resends=1, waited=1.5)
+    attempt = FIRST.retried().resent(paused=True).refreshed().having_waited(1.5)
+    assert attempt == Attempt("POST", retries=1, refreshes=1, resends=1, waits=1, waited=1.5)

@@ -28,7 +28,8 @@ def demo(keep: bool) -> None:
     """Try the proxy against a simulated xAI. Needs no account and touches none of your files."""
     began = time.monotonic()
     # Ended either way, nothing may stay behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         with stage() as world:
             console.print(f"A simulated xAI runs at {world.sim}, the real proxy at {world.api}.\n")
@@ -200,4 +201,6 @@ def _keep(world: Stage) -> None:
 client = OpenAI(base_url="{world.api}/v1", api_key="unused")
 print(client.responses.create(model="grok-4", input="Hello").output_text)'\n"""
     )
-    threading.Event().wait()
+    while True:
+        # A wait without end would sleep through a signal that came just before it.
+        time.sleep(1)

@@ -53,6 +53,8 @@ class Chain:
         self.state = State(source=source.name)
         self.behind = False
         """The store still holds a link that was spent here, because writing to it failed."""
+        self._seen: set[str] = set()
+        """The links the store held when it was last read."""
         self._client_id = client_id
         self._unsaved: tuple[Grant, Grant] | None = None
         self._state_file = state_file
@@ -78,10 +80,16 @@ class Chain:
         try:
             known = self._state_file.load()
         except StoreProblem as problem:
-            self._observer(StoreTrouble(problem.code, problem.message))
+            self._observer(StoreTrouble(problem.code, self._kept_aside(problem)))
             return
         if known is not None:
             self.state = known.merged(self.state)
+
+    def _kept_aside(self, problem: StoreProblem) -> str:
+        try:
+            return self._state_file.set_aside_if_corrupt() or problem.message
+        except StoreProblem as another:
+            return another.message
 
     def lagging(self, grants: list[Grant]) -> list[tuple[Grant, Grant]]:
         """The links of a store, as just read, that are spent, each with its living successor."""
@@ -108,13 +116,30 @@ class Chain:
         current = [ours for stored in grants if (ours := self._current(stored))]
         chosen = next((grant for grant in current if not self._verdict(grant)), None)
         chosen = chosen or next(iter(current), grants[0])
+        saved = self.state.grant
+        self._supersede(self.grant or saved, chosen, {grant.fingerprint for grant in grants})
         if self.grant is None or not _same(chosen, self.grant):
             adopted, self.grant = self.grant is not None, chosen
             if adopted:
                 self._observer(ChainAdopted(self.source.name))
-        if self.state.grant is None or not _same(chosen, self.state.grant):
+        if saved is None or not _same(chosen, saved):
             self.state = replace(self.state, grant=chosen, client_id=self.client_id)
             self._save_state()
+
+    def _supersede(self, before: Grant | None, chosen: Grant, stored: set[str]) -> None:
+        """Remember a link that another owner replaced as spent, so that an old copy of it is not believed.
+
+        That is: within one account a new link stands where the one in use is gone. Whoever puts another
+        account's login back means it, and a second login that was there before is none's successor.
+        """
+        seen, self._seen = self._seen, stored
+        if before is None or before.fingerprint in stored or chosen.fingerprint in seen:
+            return
+        one, other = before.token, chosen.token
+        if one.subject is None or one.subject != other.subject or one.issued_at > other.issued_at:
+            return
+        if self._verdict(chosen) is None:
+            self.state = self.state.after_rotation(before, chosen)
 
     def rehearse(self) -> bool:
         """Whether the store would take a successor, tried before the link is spent (a full disk, above all).

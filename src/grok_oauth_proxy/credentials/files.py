@@ -7,13 +7,15 @@ on it; nobody but the owner can read it at any moment.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ LOCK_TIMEOUT = 30.0
 
 _MAX_STORE = 16 * 1024 * 1024
 _SLACK = 16 * 1024
+_ABANDONED = 60.0
+"""Seconds after which a temporary file is nobody's any more."""
 
 
 @asynccontextmanager
@@ -115,6 +119,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file_in_place.fileno())
         temporary.unlink()
     _sync_directory(target.parent)
+    _sweep(target)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed while writing `target` left beside it."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
 
 
 def _keep_owner(descriptor: int, target: Path) -> None:
@@ -144,11 +157,12 @@ def _sync_directory(directory: Path) -> None:
 
 
 def make_private(path: Path) -> bool:
-    """Take away what others may do with `path`; True when something had to be repaired. Raises OSError."""
+    """Close a file or folder of ours to others; True when something had to be repaired. Raises OSError."""
     status = path.stat()
-    if status.st_uid != os.geteuid() or not status.st_mode & 0o077:
+    private = {stat.S_IFREG: 0o600, stat.S_IFDIR: 0o700}.get(stat.S_IFMT(status.st_mode))
+    if private is None or status.st_uid != os.geteuid() or not status.st_mode & 0o077:
         return False
-    path.chmod(status.st_mode & 0o700)
+    path.chmod(status.st_mode & private)
     return True
 
 

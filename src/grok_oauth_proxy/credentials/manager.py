@@ -36,7 +36,9 @@ _MAX_BACKOFF = 60.0
 _OVERLAP = 10.0
 _GRACE = 50.0
 """Seconds in which a link may be sent again when its answer was lost; the server allows about 60."""
-_AMBIGUOUS = frozenset({"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply"})
+_AMBIGUOUS = frozenset(
+    {"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply", "http_502", "http_504"}
+)
 _SUSPENDED = 60.0
 """Seconds by which wall clock and monotonic clock must differ to say that the system slept."""
 

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import SecretStr
@@ -30,6 +30,7 @@ class Token:
     issued_at: float
     expires_at: float | None
     client_id: str | None = None
+    subject: str | None = None
     principal_type: str | None = None
     principal_id: str | None = None
 
@@ -80,6 +81,7 @@ def read_token(bearer: str, *, id_token: str | None = None) -> Token:
         issued_at=_seconds(claims, "iat") or 0.0,
         expires_at=_seconds(claims, "exp"),
         client_id=_client_id(claims) or _client_id(jwt_claims(id_token or "")),
+        subject=_text(claims, "sub"),
         principal_type=_text(claims, "principal_type"),
         principal_id=_text(claims, "principal_id"),
     )
@@ -99,14 +101,7 @@ def fresh_token(bearer: str, *, expires_in: float | None, now: float) -> Token:
         promised = now + lifetime
         if expires_at is None or abs(expires_at - promised) > lifetime / 2:
             expires_at = promised
-    return Token(
-        bearer=stored.bearer,
-        issued_at=now,
-        expires_at=expires_at,
-        client_id=stored.client_id,
-        principal_type=stored.principal_type,
-        principal_id=stored.principal_id,
-    )
+    return replace(stored, issued_at=now, expires_at=expires_at)
 
 
 def refresh_text(value: object) -> str | None:

@@ -45,12 +45,12 @@ def log_event(event: Event, /) -> None:
             logger.info(
                 "%s %s %d %.0fms in=%d out=%d %s%s",
                 event.method,
-                event.path[:500],
+                _shown(event.path),
                 event.status,
                 event.duration * 1000,
                 event.bytes_in,
                 event.bytes_out,
-                event.request_id,
+                _shown(event.request_id),
                 ending,
             )
         case RefreshSucceeded(lifetime=lifetime):
@@ -69,3 +69,8 @@ def log_event(event: Event, /) -> None:
             logger.warning("The API keeps refusing the access token as stale. [stale_token]")
         case UpstreamRejected(kind=kind, meaning=meaning) if kind != "stale_token":
             logger.warning("%s [%s]", meaning, kind)
+
+
+def _shown(text: str) -> str:
+    """What somebody else chose, cut to a line's length and safe to write to a terminal."""
+    return text[:500].encode("unicode_escape").decode("ascii")

@@ -33,7 +33,7 @@ class ForeignOrigin(ClientError):
 
 
 class FrontDoor:
-    """`everywhere`: ask for the key outside /v1 too, because the port is open beyond this machine."""
+    """`bound_host` is where the proxy listens; beyond loopback the key is asked for outside /v1 too."""
 
     def __init__(
         self,
@@ -41,12 +41,13 @@ class FrontDoor:
         api_key: str | None,
         allowed_hosts: tuple[str, ...],
         allowed_origins: tuple[str, ...],
-        everywhere: bool,
+        bound_host: str,
     ) -> None:
         self._api_key = api_key.encode() if api_key else None
         self._allowed_hosts = frozenset(allowed_hosts)
         self._allowed_origins = frozenset(allowed_origins)
-        self._everywhere = everywhere
+        self._bound_host = bound_host.lower()
+        self._everywhere = not is_loopback(bound_host)
 
     def admit(self, scope: Scope) -> None:
         """Raise `ClientError` unless the request may come in."""
@@ -64,8 +65,8 @@ class FrontDoor:
         if match is None:
             raise ClientError("Send exactly one valid Host header.", code="bad_host")
         name = match[1].strip("[]").rstrip(".")
-        bound = (scope["server"] or ("",))[0]
-        if is_loopback(name) or name == bound or {name, values[0]} & self._allowed_hosts:
+        bound = (scope["server"] or ("",))[0].removeprefix("::ffff:")
+        if is_loopback(name) or name in (bound, self._bound_host) or {name, values[0]} & self._allowed_hosts:
             return values[0]
         raise ClientError(
             "This proxy does not answer to that host name. Use 127.0.0.1, or add the name to "

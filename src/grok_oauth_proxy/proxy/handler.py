@@ -158,7 +158,7 @@ class Proxy:
             return await self._after_stale_token(exchange, token, attempt)
         else:
             if outcome.answer.status < 500:
-                self._recovery.note_accepted()
+                self._recovery.note_accepted(exchange.raw_path)
             temporary = outcome.rejection in (None, RATE_LIMIT)
             status, wait = outcome.answer.status, outcome.retry_after(self._clock.wall())
             decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
@@ -177,7 +177,7 @@ class Proxy:
         kept = exchange.body.kept_whole
         step = None
         try:
-            step = await self._recovery.step(token, attempt, can_resend=kept)
+            step = await self._recovery.step(token, attempt, path=exchange.raw_path, can_resend=kept)
         finally:
             if step is None:
                 self._observer(StaleTokenRetry("failure"))

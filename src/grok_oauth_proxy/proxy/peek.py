@@ -37,7 +37,7 @@ class Peeked:
             return float(value[:9])
         try:
             moment = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now)
 

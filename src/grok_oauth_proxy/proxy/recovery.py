@@ -1,13 +1,12 @@
 """What one request does about a refused token: wait, take a newer one, or have it refreshed.
 
-The decision is `retry.after_stale_token`; here it is carried out, within a budget of seconds, and refreshes
-are kept apart in time, because a refused token may have causes that no refresh cures.
+The decision is `retry.after_stale_token`; here it is carried out within a budget of seconds. A path that
+refuses whatever token it gets, and an edge that is minutes late, must not cost refresh after refresh.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Final, Protocol
 
 from grok_oauth_proxy.clock import Clock
@@ -15,8 +14,11 @@ from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.errors import CredentialsUnavailable
 from grok_oauth_proxy.proxy import retry
 
-_PAUSE: Final = 60.0
-"""Seconds between two refreshes because of refused tokens, whoever else is answered meanwhile."""
+_FUTILE_FOR: Final = 300.0
+"""Seconds for which a path that refused a new token too causes no refresh. The edge has been seen to take two
+minutes to learn of a token (facts: API)."""
+_FUTILE_PATHS: Final = 5
+"""When so many paths refuse new tokens, none causes a refresh."""
 
 Step = tuple[Token, retry.Attempt]
 
@@ -34,59 +36,72 @@ class Recovery:
     def __init__(self, tokens: TokenProvider, clock: Clock) -> None:
         self._tokens = tokens
         self._clock = clock
-        self._refreshed_at = -math.inf
-        self._helped = True
+        self._futile: dict[bytes, float] = {}
+        """The paths that refused a new token too, and when (monotonic)."""
+        self._doubted: Token | None = None
+        """The token last refused while a body was sent that could not be sent again."""
 
-    def note_accepted(self) -> None:
-        """The API took a token: the last refresh, if there was one, has helped."""
-        self._helped = True
+    def note_accepted(self, path: bytes) -> None:
+        """The API took a token on this path."""
+        if self._futile:
+            self._futile.pop(path, None)
 
-    async def step(self, token: Token, attempt: retry.Attempt, *, can_resend: bool) -> Step | None:
+    async def step(
+        self, token: Token, attempt: retry.Attempt, *, path: bytes, can_resend: bool
+    ) -> Step | None:
         """The token and attempt to go on with; None: deliver the refusal.
 
         Raises `CredentialsUnavailable` where there can be no other token: it tells the client more than the
         refusal would.
         """
-        began = self._clock.monotonic()
+        deadline = self._clock.monotonic() + retry.STALE_BUDGET - attempt.waited
         self._tokens.note_refused(token)
-        current = await self._current(token, retry.STALE_BUDGET - attempt.waited)
+        current = await self._current(token, deadline)
         decision = retry.after_stale_token(
-            attempt,
+            attempt.having_waited(self._waited(deadline)),
             token_age=self._clock.wall() - token.issued_at,
             is_current=current is token,
-            since_futile=self._since_futile(began),
+            futile=self._is_futile(path),
             can_resend=can_resend,
+            doubted=self._doubted is token,
         )
+        if not can_resend:
+            self._doubted = token
         if isinstance(decision, retry.Resend):
             await asyncio.sleep(decision.delay)
-            following = attempt.resent(decision.delay)
             # Somebody else may have had the token refreshed meanwhile.
-            return await self._current(current, retry.STALE_BUDGET - following.waited), following
+            current = await self._current(current, deadline)
+            following = attempt.resent(paused=decision.delay > 0)
+            return current, following.having_waited(self._waited(deadline))
         if isinstance(decision, retry.Refresh):
-            renewed = await self._renewed(token, retry.STALE_BUDGET - attempt.waited)
+            renewed = await self._renewed(token, deadline)
             if renewed is not None:
-                self._refreshed_at, self._helped = began, False
-                return renewed, attempt.refreshed(self._clock.monotonic() - began)
+                return renewed, attempt.refreshed().having_waited(self._waited(deadline))
+        elif attempt.refreshes:
+            self._futile = {**self._futile, path: self._clock.monotonic()}
         return None
 
-    def _since_futile(self, now: float) -> float:
-        """Seconds since a refresh that did not help, or was so recent that another one cannot either."""
-        since = now - self._refreshed_at
-        return math.inf if self._helped and since > _PAUSE else since
+    def _waited(self, deadline: float) -> float:
+        return self._clock.monotonic() - deadline + retry.STALE_BUDGET
 
-    async def _current(self, token: Token, budget: float) -> Token:
+    def _is_futile(self, path: bytes) -> bool:
+        oldest = self._clock.monotonic() - _FUTILE_FOR
+        self._futile = {path: at for path, at in self._futile.items() if at > oldest}
+        return path in self._futile or len(self._futile) >= _FUTILE_PATHS
+
+    async def _current(self, token: Token, deadline: float) -> Token:
         """`token` itself, unless a newer one is known."""
         try:
-            async with asyncio.timeout(budget):
+            async with asyncio.timeout(deadline - self._clock.monotonic()):
                 current = await self._tokens.get()
         except (CredentialsUnavailable, TimeoutError):
             return token
         return token if current.bearer == token.bearer else current
 
-    async def _renewed(self, token: Token, budget: float) -> Token | None:
+    async def _renewed(self, token: Token, deadline: float) -> Token | None:
         """Another token than the refused one; None when there is no time to wait for it."""
         try:
-            async with asyncio.timeout(budget):
+            async with asyncio.timeout(deadline - self._clock.monotonic()):
                 return await self._tokens.get(refused=token)
         except TimeoutError:
             return None

@@ -68,8 +68,7 @@ def not_resendable(limit: int) -> ClientError:
     """What a client is told when a refused upload of more than `limit` bytes is gone."""
     return ClientError(
         f"The API refused the access token while a body of more than {limit} bytes was being sent, too large "
-        "to be kept and sent again. The token has been renewed: send the request once more, or raise "
-        "REPLAY_BODY_LIMIT.",
+        "to be kept and sent again. Send the request once more in a moment, or raise REPLAY_BODY_LIMIT.",
         code="body_not_resendable",
         status=413,
     )

@@ -15,10 +15,6 @@ YOUNG: Final = 10.0
 STALE_BUDGET: Final = 3.0
 """Seconds that all waiting because of refused tokens may take in one request."""
 
-FUTILE_FOR: Final = 300.0
-"""Seconds after a refresh whose token was refused like the one before it: refreshing is not the cure. The
-edge has been seen to take two minutes to learn of a token (facts: API)."""
-
 _FIRST_WAIT: Final = 0.5
 _LAST_WAIT: Final = 1.5
 _RETRY_STATUSES: Final = frozenset({429, 502, 503})
@@ -35,22 +31,30 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What has been tried for one request. `waited` counts seconds spent because of refused tokens."""
+    """What has been tried for one request.
+
+    Because of refused tokens it was sent again `resends` times, `waits` of them after a pause, and `waited`
+    seconds were spent, whatever on.
+    """
 
     method: str
     retries: int = 0
     refreshes: int = 0
     resends: int = 0
+    waits: int = 0
     waited: float = 0.0
 
     def retried(self) -> Attempt:
         return replace(self, retries=self.retries + 1)
 
-    def resent(self, waited: float) -> Attempt:
-        return replace(self, resends=self.resends + 1, waited=self.waited + waited)
+    def resent(self, *, paused: bool) -> Attempt:
+        return replace(self, resends=self.resends + 1, waits=self.waits + paused)
 
-    def refreshed(self, waited: float) -> Attempt:
-        return replace(self, refreshes=self.refreshes + 1, waited=self.waited + waited)
+    def refreshed(self) -> Attempt:
+        return replace(self, refreshes=self.refreshes + 1)
+
+    def having_waited(self, seconds: float) -> Attempt:
+        return replace(self, waited=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +78,24 @@ Decision = Deliver | Resend | Refresh
 
 
 def after_stale_token(
-    attempt: Attempt, *, token_age: float, is_current: bool, since_futile: float, can_resend: bool
+    attempt: Attempt, *, token_age: float, is_current: bool, futile: bool, can_resend: bool, doubted: bool
 ) -> Decision:
     """The API refused the token: `token_age` seconds old, `is_current` unless a newer one is already known.
 
-    A token of a few seconds is sent again before another refresh is spent, if the body is kept; one refresh
-    a request, and none within five minutes of one that did not help (`since_futile` seconds ago).
+    A token of a few seconds is sent again before another refresh is spent; one refresh a request, and none
+    where refreshing is known to be `futile`. Who sends again is the client if the body was not kept: it is
+    not made to wait here, and the token is `doubted` when that happened before.
     """
-    if not is_current and attempt.resends < 3:
+    young = token_age < YOUNG and not (doubted and not can_resend)
+    if (not is_current and attempt.resends < 3) or (young and not can_resend):
         return Resend(0.0)
-    if can_resend and token_age < YOUNG and attempt.waited == 0.0 and attempt.refreshes == 0:
-        return Resend(_FIRST_WAIT)
-    if attempt.refreshes == 0 and since_futile >= FUTILE_FOR:
-        return Refresh()
-    wait = _LAST_WAIT if attempt.resends else _FIRST_WAIT
-    if token_age < YOUNG and attempt.resends < 2 and attempt.waited + wait < STALE_BUDGET:
+    wait = _LAST_WAIT if attempt.waits else _FIRST_WAIT
+    may_wait = young and attempt.waits < 2 and attempt.waited + wait < STALE_BUDGET
+    if may_wait and attempt.waits == 0 and attempt.refreshes == 0:
         return Resend(wait)
-    return Deliver()
+    if attempt.refreshes == 0 and not futile:
+        return Refresh()
+    return Resend(wait) if may_wait else Deliver()
 
 
 def after_answer(attempt: Attempt, policy: Policy, *, status: int, retry_after: float | None) -> Decision:

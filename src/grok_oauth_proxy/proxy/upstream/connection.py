@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
@@ -142,6 +143,7 @@ class Connection(asyncio.Protocol):
         self._headers: Headers = []
         self._method = ""
         self._until_close = self._keep_alive = self._surplus = self._reading_paused = False
+        self._closed_cleanly = False
         self._overhead = 0
         self._untouched = True
         self._may_write = asyncio.Event()
@@ -250,11 +252,17 @@ class Connection(asyncio.Protocol):
             self._active_at = self.loop.time()
             self._transport.resume_reading()
 
+    def eof_received(self) -> None:
+        """Tell an end from a cut: TLS says goodbye, or what came is not whole (RFC 9112 §9.8)."""
+        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
+        with suppress(ssl.SSLError):
+            self._closed_cleanly = tls is None or tls.read(1) == b""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_write.set()
         self._on_lost(self)
         if self._answer is not None:
-            if self._answer.status and self._until_close and exc is None:
+            if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
                 self._answer.end()
             else:
                 kind = "truncated" if self._answer.status else "broken_off"
@@ -314,7 +322,6 @@ class Connection(asyncio.Protocol):
         if reusable and self._transport is not None and not self._transport.is_closing():
             self.resume_reading()
             self.served += 1
-            self.idle_since = self.loop.time()
             self._on_idle(self)
         else:
             self.abort()

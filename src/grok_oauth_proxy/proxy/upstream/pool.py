@@ -7,6 +7,7 @@ import ssl
 from typing import Final
 from urllib.parse import urlsplit
 
+from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.proxy.upstream.connection import Answer, Connection
 from grok_oauth_proxy.proxy.upstream.dial import Dialer
 from grok_oauth_proxy.proxy.upstream.message import Request
@@ -30,12 +31,14 @@ class Upstream:
         tls: ssl.SSLContext,
         connect_timeout: float,
         read_timeout: float,
+        clock: Clock,
     ) -> None:
         parts = urlsplit(base_url)
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
         self._dialer = Dialer(base_url, proxy=proxy, tls=tls, timeout=connect_timeout)
         self._read_timeout = read_timeout
+        self._clock = clock
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -64,14 +67,20 @@ class Upstream:
     def _take_idle(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable:
+            if connection.usable and self._is_fresh(connection):
                 return connection
+            connection.close()
         return None
+
+    def _is_fresh(self, connection: Connection) -> bool:
+        """By the wall clock: while the machine sleeps, the monotonic one may stand still."""
+        return abs(self._clock.wall() - connection.idle_since) < _MAX_IDLE_SECONDS
 
     def _put_back(self, connection: Connection) -> None:
         if self._closed or len(self._idle) >= _MAX_IDLE:
             connection.close()
             return
+        connection.idle_since = self._clock.wall()
         self._idle.append(connection)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep)
@@ -83,8 +92,7 @@ class Upstream:
 
     def _sweep(self) -> None:
         """Close what has been idle for so long that the API may be about to."""
-        oldest = asyncio.get_running_loop().time() - _MAX_IDLE_SECONDS
-        for connection in [connection for connection in self._idle if connection.idle_since < oldest]:
+        for connection in [connection for connection in self._idle if not self._is_fresh(connection)]:
             self._idle.remove(connection)
             connection.close()
         again = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep) if self._idle else None

@@ -1,0 +1,462 @@
+"""Connections to an API that behaves, and to one that does not, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import socket
+import ssl
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trustme
+
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.upstream import Answer, Request, Upstream, UpstreamFailure
+
+pytestmark = pytest.mark.anyio
+
+Script = Callable[[StreamReader, StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\n"
+WHOLE = OK + b"Content-Length: 2\r\n\r\nhi"
+
+
+class Api:
+    """Serves one script a connection, and counts the connections."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.url = ""
+        self.tls: ssl.SSLContext = ssl.create_default_context()
+        self.wall = 1000.0
+
+    @asynccontextmanager
+    async def serving(self, script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+        running: set[asyncio.Task[None]] = set()
+
+        async def connected(reader: StreamReader, writer: StreamWriter) -> None:
+            self.connections += 1
+            task = asyncio.current_task()
+            assert task is not None
+            running.add(task)
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await script(reader, writer)
+            writer.close()
+            running.discard(task)
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+        port = server.sockets[0].getsockname()[1]
+        self.url = f"http{'s' if tls else ''}://localhost:{port}/v1"
+        async with server:
+            yield
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running)
+
+    def upstream(self, *, read_timeout: float = 5.0, proxy: str | None = None) -> Upstream:
+        return Upstream(
+            self.url,
+            proxy=proxy,
+            tls=self.tls,
+            connect_timeout=5,
+            read_timeout=read_timeout,
+            clock=Clock(wall=lambda: self.wall),
+        )
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+def says(*pieces: bytes, then_hold: bool = False) -> Script:
+    """Reads one head, then writes the pieces, and closes or holds the connection."""
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        if then_hold:
+            await reader.read()
+
+    return script
+
+
+def each(answer: bytes) -> Script:
+    """Gives the same answer to each request on a connection."""
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+
+    return script
+
+
+def get(method: str = "GET") -> Request:
+    return Request(method, b"/v1/models", [(b"host", b"x")], None)
+
+
+def post(body: AsyncIterator[bytes], *framing: tuple[bytes, bytes]) -> Request:
+    return Request("POST", b"/v1/files", [(b"host", b"x"), *framing], body)
+
+
+async def whole(answer: Answer) -> bytes:
+    body = b""
+    while (chunk := await answer.chunk()) is not None:
+        body += chunk
+    return body
+
+
+async def outcome(api: Api, request: Request) -> tuple[int, bytes] | str:
+    """Status and body, or the kind of the failure; `truncated after` what had come."""
+    upstream = api.upstream()
+    body = b""
+    try:
+        answer = await upstream.send(request)
+        while (chunk := await answer.chunk()) is not None:
+            body += chunk
+    except UpstreamFailure as failure:
+        return f"{failure.kind} {body.decode('latin-1')}".strip()
+    finally:
+        await upstream.aclose()
+    return answer.status, body
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+INVALID = "invalid_answer"
+
+ANSWERS: dict[str, tuple[bytes, tuple[int, bytes] | str]] = {
+    "length": (WHOLE, (200, b"hi")),
+    "chunked": (CHUNKED + b"1;x=y\r\nh\r\n1\r\ni\r\n0\r\n\r\n", (200, b"hi")),
+    "trailers": (CHUNKED + b"2\r\nhi\r\n0\r\nx-t: 1\r\n\r\n", (200, b"hi")),
+    "until the end": (OK + b"\r\nhi", (200, b"hi")),
+    "http/1.0": (b"HTTP/1.0 200 OK\r\n\r\nhi", (200, b"hi")),
+    "no reason": (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", (200, b"")),
+    "204": (b"HTTP/1.1 204 No Content\r\n\r\n", (204, b"")),
+    "304 with a length": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", (304, b"")),
+    "interim": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nlink: x\r\n\r\n" + WHOLE, (200, b"hi")),
+    "garbage after": (WHOLE + b"\r\n\r\nrubbish", (200, b"hi")),
+    "a second answer": (WHOLE + WHOLE, (200, b"hi")),
+    "nothing": (b"", "broken_off"),
+    "half a head": (OK + b"Content-Len", "broken_off"),
+    "too short": (OK + b"Content-Length: 3\r\n\r\nhi", "truncated hi"),
+    "chunk cut": (CHUNKED + b"5\r\nhi", "truncated hi"),
+    "no last chunk": (CHUNKED + b"2\r\nhi\r\n", "truncated hi"),
+    "no end of trailers": (CHUNKED + b"2\r\nhi\r\n0\r\n", "truncated hi"),
+    "two lengths": (OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nhi", INVALID),
+    "listed lengths": (OK + b"Content-Length: 2, 2\r\n\r\nhi", INVALID),
+    "signed length": (OK + b"Content-Length: +2\r\n\r\nhi", INVALID),
+    "length and chunked": (OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", INVALID),
+    "chunked and length": (CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n0\r\n\r\n", INVALID),
+    "unknown coding": (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", INVALID),
+    "chunked not last": (OK + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", INVALID),
+    "chunk size": (CHUNKED + b"zz\r\nhi\r\n0\r\n\r\n", INVALID),
+    "chunk without its end": (CHUNKED + b"2\r\nhiXX0\r\n\r\n", "invalid_answer hi"),
+    "folded header": (OK + b"x: y\r\n z\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "bare line feeds": (b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", INVALID),
+    "NUL": (OK + b"x: a\0b\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "CR": (OK + b"x: a\rb\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "blank before the colon": (OK + b"Content-Length : 0\r\n\r\n", INVALID),
+    "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", INVALID),
+    "status of four digits": (b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "status beyond all": (b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "switched": (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", INVALID),
+    "endless header": (OK + b"x: " + b"y" * 200_000, INVALID),
+    "endless headers": (OK + b"x: y\r\n" * 40_000, INVALID),
+    "flood of interim answers": (b"HTTP/1.1 102 Processing\r\n\r\n" * 10_000, INVALID),
+    "endless trailers": (CHUNKED + b"0\r\n" + b"x: y\r\n" * 40_000, INVALID),
+    "endless extension": (CHUNKED + b"2;" + b"x" * 200_000, INVALID),
+}
+
+
+@pytest.mark.parametrize(("sent", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize("pieces", [1, 0], ids=["at once", "in pieces"])
+async def test_answer(api: Api, sent: bytes, expected: tuple[int, bytes] | str, pieces: int) -> None:
+    """Each answer is understood in one way or refused, however it is cut on the wire; none ends too soon."""
+    step = len(sent) + 1 if pieces else max(3, len(sent) // 50)
+    async with api.serving(says(*(sent[at : at + step] for at in range(0, len(sent), step)))):
+        assert await outcome(api, get()) == expected
+
+
+async def test_head_has_no_body(api: Api) -> None:
+    """The answer to HEAD ends with its head, whatever length it tells."""
+    async with api.serving(each(OK + b"Content-Length: 5\r\n\r\n")):
+        assert await outcome(api, get("HEAD")) == (200, b"")
+
+
+async def test_connection_is_used_again(api: Api) -> None:
+    """Requests one after the other share a connection."""
+    async with api.serving(each(WHOLE)):
+        upstream = api.upstream()
+        for _ in range(5):
+            assert await whole(await upstream.send(get())) == b"hi"
+        assert repr(upstream).endswith("open=1, idle=1)")
+        await upstream.aclose()
+    assert api.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        WHOLE.replace(b"Content", b"Connection: close\r\nContent"),
+        WHOLE + b"rubbish",
+        WHOLE + WHOLE,
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+    ids=["told to close", "garbage", "second answer", "http/1.0"],
+)
+async def test_connection_is_not_used_again(api: Api, answer: bytes) -> None:
+    """After an answer that is the last, or that has something behind it, the next request dials anew."""
+    async with api.serving(each(answer)):
+        upstream = api.upstream()
+        for _ in range(3):
+            assert await whole(await upstream.send(get())) == b"hi"
+        await upstream.aclose()
+    assert api.connections == 3
+
+
+async def test_too_long_idle(api: Api) -> None:
+    """A connection that was idle for long by the wall clock, as after a suspend, is not trusted."""
+    async with api.serving(each(WHOLE)):
+        upstream = api.upstream()
+        await whole(await upstream.send(get()))
+        api.wall += 3600
+        await whole(await upstream.send(get()))
+        await upstream.aclose()
+    assert api.connections == 2
+
+
+async def test_closed_after_it_served(api: Api) -> None:
+    """A connection that ends before a byte of its second answer says so: it was closed while idle."""
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(WHOLE)
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with api.serving(script):
+        upstream = api.upstream()
+        await whole(await upstream.send(get()))
+        with pytest.raises(UpstreamFailure) as caught:
+            await upstream.send(get())
+        assert (caught.value.kind, caught.value.stale) == ("broken_off", True)
+        await upstream.aclose()
+
+
+async def test_timeout(api: Api) -> None:
+    """Silence for longer than the read timeout is a failure."""
+    async with api.serving(says(OK + b"Content-Length: 9\r\n\r\nhi", then_hold=True)):
+        upstream = api.upstream(read_timeout=0.2)
+        answer = await upstream.send(get())
+        assert await answer.chunk() == b"hi"
+        with pytest.raises(UpstreamFailure, match="timeout"):
+            await answer.chunk()
+        await upstream.aclose()
+
+
+async def test_answer_before_the_upload_ends(api: Api) -> None:
+    """An answer that comes while the body is still being sent is had at once."""
+    never = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        await never.wait()
+
+    async with api.serving(says(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno", then_hold=True)):
+        upstream = api.upstream()
+        answer = await upstream.send(post(endless(), (b"content-length", b"99999999")))
+        assert (answer.status, await whole(answer)) == (413, b"no")
+        await answer.aclose()
+        assert repr(upstream).endswith("idle=0)")
+        await upstream.aclose()
+
+
+async def test_upload_waits_for_the_api(api: Api) -> None:
+    """An API that does not read stops the reading of the client's body; giving up lets go of it."""
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield bytes(65536)
+
+    stalled = asyncio.Event()
+
+    async def deaf(_reader: StreamReader, writer: StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a read transport
+        await stalled.wait()
+
+    async with api.serving(deaf):
+        upstream = api.upstream()
+        sending = asyncio.create_task(upstream.send(post(endless(), (b"transfer-encoding", b"chunked"))))
+        before = -1
+        while before != taken or not taken:
+            before = taken
+            await asyncio.sleep(0.2)  # long against the time the sockets take to fill
+        assert taken < 500
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        after = taken
+        await asyncio.sleep(0)
+        assert taken == after
+        stalled.set()
+        await upstream.aclose()
+
+
+async def test_slow_client_slows_the_api(api: Api) -> None:
+    """What nobody fetches is not read: the API is slowed down, and memory does not grow."""
+    written = 0
+
+    async def flood(reader: StreamReader, writer: StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: 100000000\r\n\r\n")
+        for _ in range(100):
+            writer.write(bytes(1_000_000))
+            await writer.drain()
+            written += 1_000_000
+
+    async with api.serving(flood):
+        upstream = api.upstream()
+        answer = await upstream.send(get())
+        before = -1
+        while before != written or not written:
+            before = written
+            await asyncio.sleep(0.2)  # long against the time the sockets take to fill
+        assert written < 50_000_000
+        count = 0
+        while (chunk := await answer.chunk()) is not None:
+            count += len(chunk)
+        assert count == 100_000_000
+        await upstream.aclose()
+
+
+async def test_client_that_goes(api: Api) -> None:
+    """What the body raises is what the sender gets, and the connection is dropped."""
+
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise ClientGone
+
+    async with api.serving(says(WHOLE, then_hold=True)):
+        upstream = api.upstream()
+        with pytest.raises(ClientGone):
+            await upstream.send(post(breaks(), (b"content-length", b"5")))
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("GET\r\nX: y", b"/", [], None),
+        Request("GET", b"/ HTTP/1.1\r\nx: y", [], None),
+        Request("GET", b"/", [(b"x", b"y\r\nz: 1")], None),
+        Request("GET", b"/", [(b"x\r\ny", b"z")], None),
+        Request("GET", b"/", [(b"x", b"y\0z")], None),
+        Request("GET", b"/", [(b"x", b"y\nz")], None),
+    ],
+)
+async def test_no_request_is_two(api: Api, request_: Request) -> None:
+    """Nothing in a request can end its head early."""
+    async with api.serving(each(WHOLE)):
+        assert await outcome(api, request_) == "bad_request"
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
+async def test_tls_end(api: Api, goodbye: bool) -> None:
+    """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.configure_trust(api.tls)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"\r\nhalf")
+        await writer.drain()
+        if not goodbye:
+            # A FIN of TCP without a word of TLS; abort() would reset the connection.
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
+                bare.shutdown(socket.SHUT_WR)
+            await reader.read()
+
+    async with api.serving(script, context):
+        assert await outcome(api, get()) == ((200, b"half") if goodbye else "truncated half")
+
+
+async def pump(reader: StreamReader, writer: StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+
+async def tunnel(reader: StreamReader, writer: StreamWriter, port: int) -> None:
+    to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+    finally:
+        to_writer.close()
+
+
+async def http_proxy(reader: StreamReader, writer: StreamWriter) -> str:
+    """Takes a CONNECT; what it asked for, and with which login."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    target = head.split(" ")[1]
+    login = next(line for line in head.splitlines() if line.lower().startswith("proxy-authorization"))
+    writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+    return f"{base64.b64decode(login.split(' ')[-1]).decode()}@{target}"
+
+
+async def socks_proxy(reader: StreamReader, writer: StreamWriter) -> str:
+    """Takes a SOCKS5 connect (RFC 1928, RFC 1929); what it asked for, and with which login."""
+    _, count = await reader.readexactly(2)
+    assert 2 in await reader.readexactly(count)
+    writer.write(b"\x05\x02")
+    _, length = await reader.readexactly(2)
+    user = await reader.readexactly(length)
+    password = await reader.readexactly((await reader.readexactly(1))[0])
+    writer.write(b"\x01\x00")
+    kind = (await reader.readexactly(4))[3]
+    assert kind == 3  # a name
+    host = await reader.readexactly((await reader.readexactly(1))[0])
+    port = int.from_bytes(await reader.readexactly(2))
+    writer.write(b"\x05\x00\x00\x01" + bytes(6))
+    return f"{user.decode()}:{password.decode()}@{host.decode()}:{port}"
+
+
+@pytest.mark.parametrize(("scheme", "greet"), [("http", http_proxy), ("socks5", socks_proxy)])
+async def test_egress_proxy(
+    api: Api, scheme: str, greet: Callable[[StreamReader, StreamWriter], Awaitable[str]]
+) -> None:
+    """Through either kind of egress proxy, with a login, the API is reached by its name."""
+    asked: list[str] = []
+    proxy = Api()
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        asked.append(await greet(reader, writer))
+        await tunnel(reader, writer, int(asked[-1].rsplit(":", 1)[1]))
+
+    async with api.serving(each(WHOLE)), proxy.serving(serve):
+        address = proxy.url.removeprefix("http://localhost").removesuffix("/v1")
+        upstream = api.upstream(proxy=f"{scheme}://me:p%40ss@127.0.0.1{address}")
+        assert await whole(await upstream.send(get())) == b"hi"
+        await upstream.aclose()
+    assert asked == [f"me:p@ss@localhost:{api.url.split(':')[2].removesuffix('/v1')}"]
+
+
+async def test_nobody_there(api: Api) -> None:
+    """A port that is closed is unreachable, and nothing was sent."""
+    async with api.serving(each(WHOLE)):
+        pass
+    upstream = api.upstream()
+    with pytest.raises(UpstreamFailure, match="unreachable") as caught:
+        await upstream.send(get())
+    assert caught.value.sent is False
