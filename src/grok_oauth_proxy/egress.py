@@ -15,7 +15,7 @@ _DEFAULT_PORTS = {"http": 80, "socks5": 1080}
 
 
 def egress_proxy(url: str) -> str | None:
-    """The proxy that HTTPS_PROXY, ALL_PROXY and NO_PROXY name for `url`, if any; its port always stands in it.
+    """The proxy that HTTPS_PROXY, ALL_PROXY and NO_PROXY name for `url`, if any, with its port.
 
     It is http:// or socks5://; names are looked up on its side. Raises `ConfigurationError`.
     """
