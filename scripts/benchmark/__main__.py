@@ -1,0 +1,196 @@
+"""The run: every measure side by side, in alternating rounds, medians; one table and a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scripts.benchmark import load
+from scripts.benchmark.stage import TOOLS, Stage, Target, free_port, tool
+
+console = Console(width=110)
+Numbers = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the proxy beside others.")
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the numbers go")
+    arguments = parser.parse_args()
+    missing = [package for name, package in TOOLS.items() if tool(name) is None and name != "caddy"]
+    if missing:
+        raise SystemExit(f"Missing: {', '.join(missing)}. Install them (Debian: apt install {' '.join(missing)}).")
+    rounds, seconds = (1, 1.0) if arguments.quick else (3, 3.0)
+    with tempfile.TemporaryDirectory(prefix="grok-oauth-proxy-bench-") as folder, Stage(Path(folder)) as stage:
+        numbers = run(stage, rounds, seconds)
+    arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    show(numbers)
+
+
+def run(stage: Stage, rounds: int, seconds: float) -> Numbers:
+    upstream, issuer = stage.upstream(), stage.issuer()
+    targets = [upstream, stage.nginx(upstream.url), stage.ours(upstream.url, issuer), stage.obvious(upstream.url)]
+    if tool("caddy"):
+        targets.insert(2, stage.caddy(upstream.url))
+    ours = next(target for target in targets if target.name == "ours")
+    numbers: Numbers = {"machine": machine(), "not run": [] if tool("caddy") else ["caddy: not installed"]}
+    numbers["resident MB, idle"] = {"ours": ours.resident_bytes() / 1e6}
+    for name, connections in (("64 connections", 64), ("1 connection", 1)):
+        step(f"requests over {name}")
+        numbers[name] = alternating(
+            targets,
+            rounds,
+            lambda target, c=connections: vars_of(  # type: ignore[misc]  # bound now
+                load.requests(target, stage.folder, connections=c, seconds=seconds)
+            ),
+        )
+    step("requests as connections grow")
+    numbers["growth"] = {
+        count: vars_of(load.requests(ours, stage.folder, connections=count, seconds=seconds))
+        for count in (1, 8, 64, 256, 1024)
+    }
+    step("streams")
+    numbers["streams"] = streams(stage, issuer, rounds, seconds * 2)
+    step("one-shot requests over 40 ms")
+    numbers["one shot, ms"] = one_shots(stage, upstream, issuer)
+    step("starts")
+    numbers["start, s"] = starts(stage, upstream, issuer, rounds)
+    return numbers
+
+
+def alternating(
+    targets: list[Target], rounds: int, measure: Callable[[Target], dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The median of each number over the rounds; in each round every target has its turn."""
+    taken: dict[str, list[dict[str, float]]] = {target.name: [] for target in targets}
+    for _ in range(rounds):
+        for target in targets:
+            taken[target.name].append(measure(target))
+    return {
+        name: {key: median(one[key] for one in several) for key in several[0]} for name, several in taken.items()
+    }
+
+
+def streams(stage: Stage, issuer: str, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.benchmark.streams", "source", str(port), str(stage.certificate)]
+    source = stage.start("source", command, f"https://localhost:{port}", PYTHONPATH=str(Path.cwd()))
+    targets = [
+        Target("upstream", source.url),
+        stage.nginx(source.url) if False else stage.ours(source.url, issuer, "ours-streams"),
+        stage.obvious(source.url),
+    ]
+    if tool("caddy"):
+        targets.append(stage.caddy(source.url))
+    named = [Target(target.name.removesuffix("-streams"), target.url, target.process) for target in targets]
+    return alternating(named, rounds, lambda target: read_streams(stage, target, seconds))
+
+
+def read_streams(stage: Stage, target: Target, seconds: float) -> dict[str, float]:
+    """CPU microseconds a chunk, and how late chunks come, with 300 streams."""
+    command = [sys.executable, "-m", "scripts.benchmark.streams", "read", target.url, "300", str(seconds)]
+    command.append(stage.trust["SSL_CERT_FILE"])
+    memory = target.resident_bytes()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        before, grown = target.cpu_seconds(), target.resident_bytes() - memory
+        said = json.loads(reader.stdout.readline())
+        used = target.cpu_seconds() - before
+    said["cpu_us"] = used * 1e6 / max(1, said["chunks"])
+    said["kb_a_stream"] = grown / 300 / 1e3
+    return said
+
+
+def one_shots(stage: Stage, upstream: Target, issuer: str) -> dict[str, float]:
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.benchmark.relay", str(port), upstream.url.rsplit(":", 1)[1]]
+    far = stage.start("relay", command, f"https://localhost:{port}", PYTHONPATH=str(Path.cwd()))
+    ours = stage.ours(far.url, issuer, "ours-far")
+    authority = Path(stage.trust["SSL_CERT_FILE"])
+    taken: dict[str, list[float]] = {"direct": [], "ours": []}
+    for _ in range(10):
+        taken["direct"].append(load.one_shot(far.url, authority))
+        taken["ours"].append(load.one_shot(ours.url, authority))
+    return {name: median(values) for name, values in taken.items()}
+
+
+def starts(stage: Stage, upstream: Target, issuer: str, rounds: int) -> dict[str, float]:
+    imports = [sys.executable, "-c", "import fastapi, uvicorn"]
+    taken: dict[str, list[float]] = {"imports": [], "ours": []}
+    for number in range(rounds * 2):
+        taken["imports"].append(load.seconds_of(imports))
+        began = time.monotonic()
+        stage.ours(upstream.url, issuer, f"ours-start-{number}")
+        taken["ours"].append(time.monotonic() - began)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def vars_of(taken: load.Load) -> dict[str, float]:
+    return {"rate": taken.rate, "p50_ms": taken.p50_ms, "errors": taken.errors}
+
+
+def machine() -> dict[str, str]:
+    model = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version()}
+
+
+def step(text: str) -> None:
+    console.print(f"[dim]{text} …[/dim]")
+
+
+def show(numbers: Numbers) -> None:
+    table = Table("measure", "ours", "against", "ratio", "must")
+    for row in rows(numbers):
+        table.add_row(*row)
+    console.print(table)
+
+
+def rows(numbers: Numbers) -> list[tuple[str, str, str, str, str]]:
+    many, one, flows = numbers["64 connections"], numbers["1 connection"], numbers["streams"]
+    taken: list[tuple[str, str, str, str, str]] = []
+
+    def compare(measure: str, mine: float, name: str, other: float, must: str, unit: str = "") -> None:
+        taken.append((measure, f"{mine:,.3g}{unit}", f"{name} {other:,.3g}{unit}", f"{mine / other:.2f}", must))
+
+    for name, must in (("caddy", "≥ 1.0"), ("nginx", "≥ 0.45"), ("obvious", "≥ 20"), ("upstream", "")):
+        if name in many:
+            compare("requests/s, 64 connections", many["ours"]["rate"], name, many[name]["rate"], must)
+    added = one["ours"]["p50_ms"] - one["upstream"]["p50_ms"]
+    taken.append(("p50 added over direct, 1 connection", f"{added:.3f} ms", "", "", "≤ 0.30 ms"))
+    for name, must in (("caddy", "≤ 1.3"), ("obvious", "≤ 0.40")):
+        if name in flows:
+            compare("CPU a streamed chunk", flows["ours"]["cpu_us"], name, flows[name]["cpu_us"], must, " µs")
+    late = flows["ours"]["p99_ms"] - flows["upstream"]["p99_ms"]
+    taken.append(("chunks delayed, p99", f"{late:.2f} ms", "", "", "≤ 10 ms"))
+    shots, begun = numbers["one shot, ms"], numbers["start, s"]
+    compare("one-shot request over 40 ms", shots["ours"], "direct", shots["direct"], "≤ 0.7", " ms")
+    compare("start", begun["ours"], "imports", begun["imports"], "≤ 2", " s")
+    taken.append(("resident, idle", f"{numbers['resident MB, idle']['ours']:.0f} MB", "", "", "≤ 75 MB"))
+    taken.append(("resident, an open stream", f"{flows['ours']['kb_a_stream']:.0f} KB", "", "", "≤ 40 KB"))
+    growth = {count: result["rate"] for count, result in numbers["growth"].items()}
+    lowest = min(growth[count] for count in growth if int(count) >= 8)
+    compare("requests/s at 1 to 1024 connections", lowest, "peak", max(growth.values()), "≥ 0.6")
+    errors = sum(result["errors"] for result in numbers["growth"].values())
+    taken.append(("errors at 1 to 1024 connections", f"{errors:.0f}", "", "", "0"))
+    return taken
+
+
+if __name__ == "__main__":
+    main()
