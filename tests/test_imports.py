@@ -18,7 +18,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"", "settings", "events", "errors", "clock", "origins", "egress", "asgi", "bugs"}),
     frozenset({"credentials"}),
     frozenset({"tasks", "proxy", "observe"}),
-    frozenset({"web"}),
+    frozenset({"web", "http1"}),
     frozenset({"server", "app"}),
     frozenset({"daemon"}),
     frozenset({"cli", "__main__"}),

@@ -1,0 +1,288 @@
+"""One connection of a client: HTTP/1.1 read by httptools, its requests answered by an ASGI application.
+
+Law: a request is understood in one way or refused with 400 (431 when its head is too large); its target
+reaches the application byte for byte, as `scope["state"]["target"]`. One request is answered at a time; what
+a client sends ahead waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httptools
+import uvicorn
+from uvicorn.server import ServerState
+
+from grok_oauth_proxy.asgi import Application, Scope
+from grok_oauth_proxy.errors import ClientError
+from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
+from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
+from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
+
+_MAX_HEAD: Final = 64 * 1024
+_KEEP_ALIVE: Final = 75.0
+_LINGER: Final = 1.0
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+
+
+class Connection(asyncio.Protocol):
+    """Made by uvicorn for each connection; `observer` hears of what is not HTTP."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.loop = _loop or asyncio.get_running_loop()
+        self.may_write = asyncio.Event()
+        self.may_write.set()
+        self.draining = False
+        self._observer = observer
+        self._app: Application = config.loaded_app
+        self._server = server_state
+        self._state = app_state
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._addresses: tuple[Any, Any] = (None, None)
+        self._exchange: Exchange | None = None
+        self._incoming: Exchange | None = None
+        self._ahead: deque[Exchange] = deque()
+        self._deaf = self._paused = False
+        self._at_start = True
+        self._unparsed = b""
+        self._method = b""
+        self._target = b""
+        self._headers: Headers = []
+        self._overhead = 0
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream transport, by how it was made
+        self._server.connections.add(self)  # type: ignore[arg-type]  # uvicorn only calls shutdown()
+        own, other = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self._addresses = (own and tuple(own[:2]), other and tuple(other[:2]))
+        self._wait_idle()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._server.connections.discard(self)
+        self._stop_waiting()
+        self.may_write.set()
+        for exchange in (self._exchange, self._incoming, *self._ahead):
+            if exchange is not None:
+                exchange.leave()
+
+    def pause_writing(self) -> None:
+        self.may_write.clear()
+
+    def resume_writing(self) -> None:
+        self.may_write.set()
+
+    def shutdown(self) -> None:
+        """The server ends: after the answer that is being given, or at once."""
+        self.draining = True
+        if self._exchange is None:
+            self.close()
+        else:
+            self._exchange.keep_alive = False
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        """End the connection because an answer is not whole."""
+        self._deaf = True
+        self.close()
+
+    def resume_reading(self) -> None:
+        if self._paused and self._transport is not None:
+            self._paused = False
+            with suppress(RuntimeError):
+                self._transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _wait_idle(self) -> None:
+        self._idle_timer = self.loop.call_later(_KEEP_ALIVE, self.close)
+
+    def _stop_waiting(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    # Reading.
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._idle_timer is not None:
+            self._stop_waiting()
+        if self._at_start:
+            data = self._with_known_method(self._unparsed + data)
+        if data:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Not followed: the request is answered, and nothing after it is read.
+            self._deaf = True
+            if self._incoming is not None:
+                self._incoming.keep_alive = False
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(431 if isinstance(error.__context__, OverflowError) else 400)
+        except httptools.HttpParserError:
+            self._refuse(400)
+        else:
+            if self._overhead > _MAX_HEAD:
+                self._refuse(400 if self._incoming is not None and not self._incoming.whole else 431)
+
+    def _with_known_method(self, data: bytes) -> bytes:
+        """`data`, a method unknown to the parser replaced by one it knows; nothing until it is clear."""
+        self._method = b""
+        if data.startswith((b"POST ", b"GET ")):
+            self._unparsed = b""
+            return data
+        data = data.lstrip(b"\r\n")
+        method, blank, rest = data.partition(b" ")
+        if not blank and _TOKEN.fullmatch(method):
+            self._unparsed = data
+            return b""
+        self._unparsed = b""
+        if blank and _TOKEN.fullmatch(method) and method.upper() != b"CONNECT":
+            self._method = method
+            return b"POST " + rest
+        return data
+
+    def on_message_begin(self) -> None:
+        self._at_start = False
+        self._target, self._headers = b"", []
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._incoming is None or self._incoming.whole:  # else a trailer
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._overhead = 0
+        if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > _MAX_HEAD:
+            raise OverflowError
+        parser = self._parser
+        version = parser.get_http_version()
+        hosts = sum(name == b"host" for name, _ in self._headers)
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise ValueError("RFC 9112 §3.2")
+        raw_path, _, query = self._target.partition(b"?")
+        path = raw_path.decode("ascii")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self._addresses[0],
+            "client": self._addresses[1],
+            "scheme": "http",
+            "root_path": "",
+            "method": (self._method or parser.get_method()).decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._headers,
+            "state": {**self._state, "target": self._target, "transport": self._transport},
+        }
+        self._method = b""
+        expects = version == "1.1" and (header(self._headers, b"expect") or b"").lower() == b"100-continue"
+        exchange = Exchange(self, scope, keep_alive=parser.should_keep_alive(), expects=expects)
+        self._incoming = exchange
+        if self._exchange is None:
+            self._start(exchange)
+        else:
+            self._ahead.append(exchange)
+            self._pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = 0
+        if self._incoming is not None and self._incoming.feed(body):
+            self._pause_reading()
+
+    def on_message_complete(self) -> None:
+        self._at_start, self._overhead = True, 0
+        if self._incoming is not None:
+            self._incoming.end_body()
+
+    # Answering.
+
+    def _start(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._server.total_requests += 1
+        task = self.loop.create_task(exchange.run(self._app), name="request")
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def answered(self, exchange: Exchange, *, whole: bool) -> None:
+        """The answer was given; what comes next on this connection?"""
+        if not whole:
+            self.cut()
+        elif not exchange.keep_alive:
+            self._exchange = None
+            self._linger(wait=not exchange.whole)
+        elif self._ahead:
+            self._start(self._ahead.popleft())
+            self.resume_reading()
+        else:
+            self._exchange = None
+            self.resume_reading()
+            self._wait_idle()
+
+    def _refuse(self, status: int) -> None:
+        """Answer what is not HTTP, if nothing else is being answered, and end the connection."""
+        self._deaf = True
+        busy = self._exchange
+        if busy is not None:
+            begun = busy.started
+            busy.abandon()
+            if begun:
+                # The answer has begun; what comes in can only be answered by the end of the connection.
+                self.close()
+                return
+        error = ClientError("This is not a valid HTTP/1.1 request.", code="bad_request", status=status)
+        body, request_id = error_body(error), new_request_id()
+        headers = [*error_headers(error, body, request_id), (b"connection", b"close")]
+        self.write(STATUS_LINES[status] + b"".join(b"%b: %b\r\n" % item for item in headers) + b"\r\n" + body)
+        self._observer(RequestStarted())
+        self._observer(RequestFinished("-", "-", status, 0.0, 0.0, 0, len(body), request_id, "refused"))
+        self._linger(wait=True)
+
+    def _linger(self, *, wait: bool) -> None:
+        """Close. What is still sent is thrown away for a moment first, if `wait`.
+
+        Closing while the client sends would reset the connection before the answer is read (RFC 9112 §9.6).
+        """
+        self._deaf = True
+        if not wait or self._transport is None or self._transport.is_closing():
+            self.close()
+            return
+        self._transport.write_eof()
+        self.resume_reading()
+        self.loop.call_later(_LINGER, self.close)

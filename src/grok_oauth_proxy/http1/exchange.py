@@ -1,0 +1,161 @@
+"""One request of a client and its answer: the `receive` and `send` of ASGI, framed as HTTP/1.1 wants it.
+
+Law: an answer is framed in one way (RFC 9112 §6): by its length, in chunks, or for HTTP/1.0 by the end of the
+connection. What is not given whole ends the connection, never the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Literal, Protocol
+
+from grok_oauth_proxy.asgi import Application, Message, Scope
+from grok_oauth_proxy.bugs import log_bug
+from grok_oauth_proxy.proxy.headers import Headers, header
+
+HIGH_WATER: Final = 64 * 1024
+"""Bytes of a body that wait to be fetched before the client is slowed down."""
+STATUS_LINES: Final = {number: b"HTTP/1.1 %d \r\n" % number for number in range(200, 600)}
+
+_BODILESS: Final = frozenset({204, 304})
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Wire(Protocol):
+    """What an exchange needs of its connection: see `connection.Connection`."""
+
+    loop: asyncio.AbstractEventLoop
+    may_write: asyncio.Event
+    draining: bool
+
+    def write(self, data: bytes) -> None: ...
+    def resume_reading(self) -> None: ...
+    def answered(self, exchange: Exchange, *, whole: bool) -> None: ...
+    def cut(self) -> None: ...
+
+
+class Exchange:
+    """One request and its answer: the `receive` and `send` of ASGI."""
+
+    def __init__(self, wire: Wire, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.answered = False
+        """The answer has been given whole."""
+        self.started = False
+        self._wire = wire
+        self._expects = expects
+        self._body = bytearray()
+        self._body_ended = False
+        self._gone = False
+        self._news = asyncio.Event()
+        self._head = b""
+        self._framing: Literal["none", "length", "chunked", "close"] = "none"
+        self._left = 0
+
+    # The request.
+
+    def feed(self, data: bytes) -> bool:
+        """More of the body; True when no more should come for now."""
+        if not self.answered:
+            self._body += data
+            self._news.set()
+        return len(self._body) > HIGH_WATER
+
+    def end_body(self) -> None:
+        self._body_ended = True
+        self._news.set()
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self._gone = True
+        self._news.set()
+
+    def abandon(self) -> None:
+        """Somebody else has answered."""
+        self.answered = True
+        self.leave()
+
+    @property
+    def whole(self) -> bool:
+        return self._body_ended
+
+    async def receive(self) -> Message:
+        if self._expects and not (self._body_ended or self.started):
+            self._expects = False
+            self._wire.write(_CONTINUE)
+        if not self._news.is_set():
+            self._wire.resume_reading()
+            await self._news.wait()
+        if self._gone or self.answered:
+            return {"type": "http.disconnect"}
+        self._news.clear()
+        data, self._body = bytes(self._body), bytearray()
+        self._wire.resume_reading()
+        return {"type": "http.request", "body": data, "more_body": not self._body_ended}
+
+    # The answer.
+
+    async def send(self, message: Message) -> None:
+        if self._gone or self.answered:
+            return
+        if message["type"] == "http.response.start":
+            self._begin(message["status"], message["headers"])
+        else:
+            self._continue(message.get("body", b""), last=not message.get("more_body", False))
+            if not self._wire.may_write.is_set():
+                await self._wire.may_write.wait()
+
+    def _begin(self, status: int, headers: Headers) -> None:
+        self.started = True
+        length = header(headers, b"content-length")
+        lines = [STATUS_LINES[status], *(b"%b: %b\r\n" % item for item in headers)]
+        if self.scope["method"] == "HEAD" or status in _BODILESS:
+            self._framing = "none"
+        elif length is not None:
+            self._framing, self._left = "length", int(length)
+        elif self.scope["http_version"] == "1.1":
+            self._framing = "chunked"
+            lines.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self._framing, self.keep_alive = "close", False
+        self.keep_alive = self.keep_alive and self._body_ended and not self._wire.draining
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        elif self.scope["http_version"] == "1.0":
+            lines.append(b"connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
+        # With the first bytes of the body if they come at once, else by itself.
+        self._wire.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head:
+            self._wire.write(head)
+
+    def _continue(self, data: bytes, *, last: bool) -> None:
+        head, self._head = self._head, b""
+        if self._framing == "none":
+            data = b""
+        elif self._framing == "chunked":
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            data += b"0\r\n\r\n" if last else b""
+        elif self._framing == "length":
+            self._left -= len(data)
+        if head or data:
+            self._wire.write(head + data)
+        if last or self._left < 0:
+            self.answered = True
+            self._news.set()
+            whole = self._framing != "length" or self._left == 0
+            self._wire.answered(self, whole=whole)
+
+    async def run(self, app: Application) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception as error:  # noqa: BLE001 - the application answers for its own bugs; this one it did not
+            log_bug("A request failed.", error)
+        finally:
+            if not self.answered:
+                self._wire.cut()
