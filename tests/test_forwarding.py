@@ -170,6 +170,7 @@ def test_client_that_leaves_a_stalled_upload(own_sim: Sim, home: Home) -> None:
             leaving.sendall(
                 b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n"
             )
+            api.settimeout(PATIENCE)
             deaf, _ = api.accept()
             leaving.settimeout(0.5)
             with pytest.raises(TimeoutError):

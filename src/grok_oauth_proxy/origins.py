@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 _TRUSTED = re.compile(r"([a-z0-9-]+\.)*x\.ai")
@@ -18,6 +19,7 @@ class UntrustedOrigin(ValueError):
     """The address may not receive tokens; the text says why, without repeating credentials in it."""
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """True for `localhost`, names below it, 127.0.0.0/8 and ::1 (brackets allowed)."""
     name = host.strip("[]").rstrip(".").lower()

@@ -156,9 +156,7 @@ def test_no_query(caplog: pytest.LogCaptureFixture) -> None:
         "state": {"target": b"/v1/a%20b?key=canary", "transport": None},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
-    exchange = Exchange(
-        scope, never, RequestBody(never, expected=False, limit=0, hung_up=lambda: False), Clock()
-    )
+    exchange = Exchange(scope, never, RequestBody(never, expected=False, begun=False, limit=0), Clock())
     caplog.set_level(logging.DEBUG, logger=logger.name)
     log_event(exchange.finished())
     assert "GET /v1/a%20b 499" in caplog.text

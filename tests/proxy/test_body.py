@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import pytest
 
 from grok_oauth_proxy.asgi import Message
-from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, unless_gone
+from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
 
 pytestmark = pytest.mark.anyio
 
@@ -41,8 +41,8 @@ class Client:
         return message
 
 
-def body(client: Client, *, expected: bool = True, limit: int = 10) -> RequestBody:
-    return RequestBody(client, expected=expected, limit=limit, hung_up=lambda: False)
+def body(client: Client, *, expected: bool = True, limit: int = 10, begun: bool = True) -> RequestBody:
+    return RequestBody(client, expected=expected, limit=limit, begun=begun)
 
 
 async def read(source: RequestBody) -> list[bytes]:
@@ -137,80 +137,52 @@ async def test_abandon() -> None:
     assert await read(source) == []
 
 
-async def test_wait_gone_lets_the_body_through() -> None:
-    """The watch for the client's going takes no part of the body."""
-    client = Client(part(b"a"), part(b"b", more=False), GONE)
-    source = body(client)
-    watch = asyncio.create_task(source.wait_gone())
-    await asyncio.sleep(0)
-    assert client.received == 0
-    assert await read(source) == [b"a", b"b"]
-    await asyncio.wait_for(watch, 1)
+async def test_outgoing_whole() -> None:
+    """A body that has come whole is handed over in one piece, as often as it is asked for."""
+    source = body(Client(part(b"hi", more=False)))
+    assert [await source.outgoing(), await source.outgoing()] == [b"hi", b"hi"]
+    assert source.count == 2
 
 
-async def test_work_ends_first() -> None:
-    """Work that ends while the client is there ends well, and the watch ends with it."""
-    done = []
-
-    async def work() -> None:
-        done.append(1)
-
-    before = asyncio.all_tasks()
-    await unless_gone(body(Client(), expected=False), work())
-    assert done == [1]
-    assert asyncio.all_tasks() == before
+async def test_outgoing_in_parts() -> None:
+    """A body of which more is to come is streamed, its first part included; later it is had whole."""
+    source = body(Client(part(b"a"), part(b"b", more=False)))
+    outgoing = await source.outgoing()
+    assert isinstance(outgoing, AsyncIterator)
+    assert [chunk async for chunk in outgoing] == [b"a", b"b"]
+    assert await source.outgoing() == b"ab"
 
 
-async def test_work_fails() -> None:
-    """What goes wrong in the work is what the caller hears."""
+@pytest.mark.parametrize("more", [True, False])
+async def test_outgoing_too_large(more: bool) -> None:
+    """A first part that is more than is kept goes out once, like what follows."""
+    source = body(Client(part(b"x" * 11, more=more), part(b"y", more=False)))
+    outgoing = await source.outgoing()
+    assert isinstance(outgoing, AsyncIterator)
+    assert b"".join([chunk async for chunk in outgoing]) == b"x" * 11 + b"y" * more
+    assert source.kept_whole is False
 
-    async def work() -> None:
-        raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        await unless_gone(body(Client(), expected=False), work())
-
-
-async def test_client_goes_first() -> None:
-    """When the client goes away the work is cancelled, and over, before anybody hears of it."""
+async def test_outgoing_without_a_body() -> None:
+    """A request without a body has none to send, and nothing is read for it."""
     client = Client()
-    began, ended = asyncio.Event(), asyncio.Event()
+    assert await body(client, expected=False).outgoing() is None
+    assert client.received == 0
 
-    async def work() -> None:
-        try:
-            began.set()
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0)
-            ended.set()
 
-    waiting = asyncio.create_task(unless_gone(body(client, expected=False), work()))
-    await began.wait()
-    client.say(GONE)
+async def test_outgoing_before_it_begins() -> None:
+    """A body of which nothing has come yet is not waited for."""
+    client = Client(part(b"a", more=False))
+    outgoing = await body(client, begun=False).outgoing()
+    assert client.received == 0
+    assert isinstance(outgoing, AsyncIterator)
+    assert [chunk async for chunk in outgoing] == [b"a"]
+
+
+async def test_outgoing_to_nobody() -> None:
+    """A client that goes before its body has begun is noticed."""
     with pytest.raises(ClientGone):
-        await waiting
-    assert ended.is_set()
-
-
-async def test_cancelled_from_outside() -> None:
-    """When the server gives the request up, neither the work nor the watch outlives it."""
-    ended = asyncio.Event()
-
-    async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    before = asyncio.all_tasks()
-    waiting = asyncio.create_task(unless_gone(body(Client(), expected=False), work()))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait({waiting})
-    assert waiting.cancelled()
-    assert ended.is_set()
-    assert asyncio.all_tasks() == before
+        await body(Client(GONE)).outgoing()
 
 
 async def test_repr_shows_no_content() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections import deque
 from contextlib import suppress
 from typing import Any, Final
@@ -28,6 +29,10 @@ from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_reques
 _MAX_HEAD: Final = 64 * 1024
 _KEEP_ALIVE: Final = 75.0
 _LINGER: Final = 1.0
+_LOOK: Final = 0.25
+"""Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
+# Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 
 
@@ -64,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._headers: Headers = []
         self._overhead = 0
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
 
     # The connection.
 
@@ -78,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._stop_waiting()
         self.may_write.set()
-        for exchange in (self._exchange, self._incoming, *self._ahead):
+        for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
                 exchange.leave()
 
@@ -119,6 +125,17 @@ class Connection(asyncio.Protocol):
         if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+            if self._looking is None:
+                self._looking = self.loop.call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        """While nothing is read, the client's going is not told: look for it."""
+        self._looking = None
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            if _has_hung_up(self._transport):
+                self._transport.abort()
+            else:
+                self._looking = self.loop.call_later(_LOOK, self._look)
 
     def _wait_idle(self) -> None:
         self._idle_timer = self.loop.call_later(_KEEP_ALIVE, self.close)
@@ -236,7 +253,7 @@ class Connection(asyncio.Protocol):
     def _start(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._server.total_requests += 1
-        task = self.loop.create_task(exchange.run(self._app), name="request")
+        task = exchange.task = self.loop.create_task(exchange.run(self._app), name="request")
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 
@@ -286,3 +303,10 @@ class Connection(asyncio.Protocol):
         self._transport.write_eof()
         self.resume_reading()
         self.loop.call_later(_LINGER, self.close)
+
+
+def _has_hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the other side has closed the connection, even if what it sent before is still unread."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _HUNG_UP)
+    return bool(poll.poll(0))

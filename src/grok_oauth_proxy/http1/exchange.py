@@ -43,6 +43,8 @@ class Exchange:
         self.answered = False
         """The answer has been given whole."""
         self.started = False
+        self.task: asyncio.Task[None] | None = None
+        """What gives the answer, once it is this request's turn."""
         self._wire = wire
         self._expects = expects
         self._body = bytearray()
@@ -67,9 +69,13 @@ class Exchange:
         self._news.set()
 
     def leave(self) -> None:
-        """The client has gone."""
+        """The client has gone: whoever works for it is told, and stopped at once."""
         self._gone = True
         self._news.set()
+        if not self.answered:
+            self.scope["state"]["client_gone"] = True
+            if self.task is not None:
+                self.task.cancel()
 
     def abandon(self) -> None:
         """Somebody else has answered."""
@@ -152,6 +158,7 @@ class Exchange:
             self._wire.answered(self, whole=whole)
 
     async def run(self, app: Application) -> None:
+        self.scope["state"]["body_begun"] = bool(self._body) or self._body_ended
         try:
             await app(self.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - the application answers for its own bugs; this one it did not

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from functools import partial
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.bugs import log_bug
@@ -22,7 +21,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.proxy import retry
-from grok_oauth_proxy.proxy.body import ClientGone, RequestBody, has_hung_up, unless_gone
+from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import body_framing, header, request_headers, response_headers
 from grok_oauth_proxy.proxy.peek import Peeked, peek
@@ -59,16 +58,12 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_body = bool(body_framing(scope["headers"]))
-        body = RequestBody(
-            receive,
-            expected=has_body,
-            limit=self._replay_limit,
-            hung_up=partial(has_hung_up, scope["state"]["transport"]),
-        )
+        begun = scope["state"]["body_begun"]
+        body = RequestBody(receive, expected=has_body, begun=begun, limit=self._replay_limit)
         exchange = Exchange(scope, send, body, self._clock)
         self._observer(RequestStarted())
         try:
-            await unless_gone(body, self._answer(exchange))
+            await self._answer(exchange)
         except ClientGone:
             exchange.ending = "client_gone"
         except ProxyError as error:
@@ -78,9 +73,12 @@ class Proxy:
             self._observer(UpstreamFailed(failure.kind))
             exchange.cut_short()
         except asyncio.CancelledError:
-            # The time for open answers is over.
-            exchange.cut_short()
-            raise
+            if scope["state"].get("client_gone"):
+                exchange.ending = "client_gone"
+            else:
+                # The time for open answers is over.
+                exchange.cut_short()
+                raise
         except Exception as error:  # noqa: BLE001 - a bug in one request must not look like an answer
             log_bug("A request failed.", error)
             await exchange.give_up()
@@ -145,7 +143,7 @@ class Proxy:
     async def _ask(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Peeked:
         bearer = token.bearer.get_secret_value()
         headers = request_headers(exchange.headers, host=self._upstream.host, bearer=bearer, plain=plain)
-        request = Request(exchange.method, target, headers, exchange.body.stream())
+        request = Request(exchange.method, target, headers, await exchange.body.outgoing())
         return await peek(await self._upstream.send(request))
 
     async def _next_step(

@@ -85,4 +85,7 @@ def connection_options(headers: Headers) -> frozenset[bytes]:
 
 def header(headers: Headers, wanted: bytes) -> bytes | None:
     """The first value of a header, or None."""
-    return next((value for name, value in headers if name.lower() == wanted), None)
+    for name, value in headers:
+        if name.lower() == wanted:
+            return value
+    return None

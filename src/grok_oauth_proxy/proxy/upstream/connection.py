@@ -122,6 +122,13 @@ class Answer:
             self._waiter.set_result(None)
 
 
+def _framed(data: bytes, *, chunked: bool, last: bool = False) -> bytes:
+    """A piece of a request's body as it goes on the wire (RFC 9112 §7.1)."""
+    if not chunked:
+        return data
+    return (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if last else b"")
+
+
 class Connection(asyncio.Protocol):
     """Made by `dial`. `on_idle` is called whenever it can take the next request, `on_lost` when it is gone.
 
@@ -175,6 +182,8 @@ class Connection(asyncio.Protocol):
         self._watchdog = self.loop.call_later(self._patience, self._watch)
         if request.body is None:
             self._transport.write(head)
+        elif isinstance(request.body, bytes):
+            self._transport.write(head + _framed(request.body, chunked=request.chunked, last=True))
         else:
             answer.upload(self._send(answer, head, request.body, chunked=request.chunked))
         try:
@@ -201,18 +210,15 @@ class Connection(asyncio.Protocol):
         unsent = head
         try:
             async for data in body:
-                framed = b"%x\r\n%b\r\n" % (len(data), data) if chunked else data
-                self._transport.write(unsent + framed)
+                self._transport.write(unsent + _framed(data, chunked=chunked))
                 unsent = b""
                 self._active_at = self.loop.time()
                 if not self._may_write.is_set():
                     await self._may_write.wait()
                 if self._transport.is_closing():
                     return
-            if chunked:
-                unsent += b"0\r\n\r\n"
-            if unsent:
-                self._transport.write(unsent)
+            if rest := unsent + _framed(b"", chunked=chunked, last=True):
+                self._transport.write(rest)
         except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits for the answer is told
             answer.fail(error)
             self.abort()

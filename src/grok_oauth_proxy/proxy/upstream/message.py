@@ -24,12 +24,15 @@ class UpstreamFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to send. `target` is the path and query as bytes; `body` is None when there is none."""
+    """What to send. `target` is the path and query as bytes; `body` is None when there is none.
+
+    A body comes whole, or as it is produced; `headers` say how it is framed.
+    """
 
     method: str
     target: bytes
     headers: Headers
-    body: AsyncIterator[bytes] | None
+    body: bytes | AsyncIterator[bytes] | None
 
     @property
     def chunked(self) -> bool:
