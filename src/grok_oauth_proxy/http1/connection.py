@@ -29,6 +29,7 @@ from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_reques
 _MAX_HEAD: Final = 64 * 1024
 _KEEP_ALIVE: Final = 75.0
 _LINGER: Final = 1.0
+_LONGEST_LINGER: Final = 30.0
 _LOOK: Final = 0.25
 """Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
 # Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
@@ -62,6 +63,7 @@ class Connection(asyncio.Protocol):
         self._incoming: Exchange | None = None
         self._ahead: deque[Exchange] = deque()
         self._deaf = self._paused = False
+        self._thrown_away = 0
         self._at_start = True
         self._unparsed = b""
         self._method = b""
@@ -116,7 +118,7 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def resume_reading(self) -> None:
-        if self._paused and self._transport is not None:
+        if self._paused and self._transport is not None and not self._ahead:
             self._paused = False
             with suppress(RuntimeError):
                 self._transport.resume_reading()
@@ -149,9 +151,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            self._thrown_away += len(data)
             return
-        if self._idle_timer is not None:
-            self._stop_waiting()
         if self._at_start:
             data = self._with_known_method(self._unparsed + data)
         if data:
@@ -204,6 +205,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._overhead = 0
+        self._stop_waiting()
         if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > _MAX_HEAD:
             raise OverflowError
         parser = self._parser
@@ -301,8 +303,16 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._transport.write_eof()
+        self._ahead.clear()
         self.resume_reading()
-        self.loop.call_later(_LINGER, self.close)
+        self.loop.call_later(_LINGER, self._linger_on, self.loop.time() + _LONGEST_LINGER, 0)
+
+    def _linger_on(self, until: float, before: int) -> None:
+        """Close once nothing more comes, as it does for a client that sends all before it reads."""
+        if self._thrown_away == before or self.loop.time() > until:
+            self.close()
+        else:
+            self.loop.call_later(_LINGER, self._linger_on, until, self._thrown_away)
 
 
 def _has_hung_up(transport: asyncio.Transport) -> bool:
