@@ -90,6 +90,14 @@ def test_http_1_0_without_host(wire: Wire, stream: bool) -> None:
     assert wire.rest() == b""
 
 
+def test_answer_before_the_upload_ends(wire: Wire) -> None:
+    """A client that sends its whole upload before it reads finds the answer that came long before."""
+    wire.send(b"POST /v1/files HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 50000000\r\n\r\n")
+    for _ in range(50):
+        wire.send(bytes(1_000_000))
+    wire.answer().check_is_our_error(421, "host_not_allowed")
+
+
 def test_pipelining(wire: Wire) -> None:
     """Two requests sent at once get two answers in their order, though the first takes longer."""
     wire.send(
