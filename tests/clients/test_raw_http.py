@@ -101,6 +101,43 @@ def test_answer_before_the_upload_ends(wire: Wire) -> None:
     assert wire.rest() == b""
 
 
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
+    ids=["length", "chunked"],
+)
+@pytest.mark.parametrize("pieces", [True, False], ids=["byte by byte", "at once"])
+def test_body_of_a_request_that_wants_an_upgrade(wire: Wire, framing: bytes, pieces: bool) -> None:
+    """A client that offers h2c, as Java's does, has its body sent on, and the connection goes on."""
+    request = (
+        b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n" + framing
+    )
+    for _ in range(2):
+        for piece in (bytes([byte]) for byte in request) if pieces else (request,):
+            wire.send(piece)
+        answer = wire.answer()
+        assert (answer.status, json.loads(answer.body)["body_length"]) == (200, 5)
+
+
+@pytest.mark.parametrize("behind", [b"\x16\x03\x01", b"POST /v1/echo HTTP/1.1\r\nbroken\r\n\r\n"])
+def test_rubbish_behind_a_request(wire: Wire, behind: bytes) -> None:
+    """What follows a whole request cannot take its answer away; the connection ends behind that."""
+    wire.send(b"GET /v1/echo/first HTTP/1.1\r\nHost: 127.0.0.1\r\nx-sim: delay=0.2\r\n\r\n" + behind)
+    answer = wire.answer()
+    assert (answer.status, json.loads(answer.body)["target"]) == (200, "/v1/echo/first")
+    assert wire.rest() == b""
+
+
+def test_rubbish_in_a_body(wire: Wire, shared_sim: Sim) -> None:
+    """A body that breaks its framing is answered with 400, and its request to the API is dropped."""
+    aborted = shared_sim.counters()["aborted_requests"]
+    begin_upload(wire, shared_sim)
+    wire.send(b"zz\r\n")
+    wire.answer().check_is_our_error(400, "bad_request")
+    wait_for_counter(shared_sim, "aborted_requests", at_least=aborted + 1)
+
+
 def test_pipelining(wire: Wire) -> None:
     """Two requests sent at once get two answers in their order, though the first takes longer."""
     wire.send(

@@ -260,6 +260,40 @@ async def test_timeout(api: Api) -> None:
         await upstream.aclose()
 
 
+async def test_slow_upload_is_no_silence(api: Api) -> None:
+    """A client that pauses in the middle of its upload has as long as it likes."""
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"h"
+        await asyncio.sleep(0.5)  # longer than the timeout
+        yield b"i"
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"hi")
+        writer.write(WHOLE)
+
+    async with api.serving(script):
+        upstream = api.upstream(read_timeout=0.2)
+        assert await whole(await upstream.send(post(slow(), (b"content-length", b"2")))) == b"hi"
+        await upstream.aclose()
+
+
+async def test_failed_handshakes_leave_nothing(api: Api) -> None:
+    """A connection whose TLS handshake fails is not remembered."""
+
+    async def no_tls(_reader: StreamReader, writer: StreamWriter) -> None:
+        writer.write(WHOLE)
+
+    async with api.serving(no_tls):
+        api.url = api.url.replace("http", "https")
+        upstream = api.upstream()
+        for _ in range(3):
+            with pytest.raises(UpstreamFailure, match="unreachable"):
+                await upstream.send(get())
+        assert repr(upstream).endswith("open=0, idle=0)")
+        await upstream.aclose()
+
+
 async def test_answer_before_the_upload_ends(api: Api) -> None:
     """An answer that comes while the body is still being sent is had at once."""
     never = asyncio.Event()

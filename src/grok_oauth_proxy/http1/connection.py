@@ -23,7 +23,7 @@ from grok_oauth_proxy.asgi import Application, Scope
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
-from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 
 _MAX_HEAD: Final = 64 * 1024
@@ -62,7 +62,8 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._incoming: Exchange | None = None
         self._ahead: deque[Exchange] = deque()
-        self._deaf = self._paused = False
+        self._deaf = self._paused = self._repeating = False
+        self._body_after_upgrade = b""
         self._thrown_away = 0
         self._at_start = True
         self._unparsed = b""
@@ -162,11 +163,8 @@ class Connection(asyncio.Protocol):
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Not followed: the request is answered, and nothing after it is read.
-            self._deaf = True
-            if self._incoming is not None:
-                self._incoming.keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             self._refuse(431 if isinstance(error.__context__, OverflowError) else 400)
         except httptools.HttpParserError:
@@ -174,6 +172,22 @@ class Connection(asyncio.Protocol):
         else:
             if self._overhead > _MAX_HEAD:
                 self._refuse(400 if self._incoming is not None and not self._incoming.whole else 431)
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """The parser stops after a head that wants an upgrade; here it is a request like any other.
+
+        A new parser goes on behind the head. If a body follows, it is told how that is framed.
+        """
+        self._parser = httptools.HttpRequestParser(self)
+        framing, self._body_after_upgrade = self._body_after_upgrade, b""
+        if framing:
+            self._repeating = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+            self._repeating = False
+        elif rest:
+            rest = self._with_known_method(rest)
+        if rest:
+            self._parse(rest)
 
     def _with_known_method(self, data: bytes) -> bytes:
         """`data`, a method unknown to the parser replaced by one it knows; nothing until it is clear."""
@@ -194,16 +208,20 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._at_start = False
-        self._target, self._headers = b"", []
+        if not self._repeating:
+            self._target, self._headers = b"", []
 
     def on_url(self, url: bytes) -> None:
-        self._target += url
+        if not self._repeating:
+            self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._incoming is None or self._incoming.whole:  # else a trailer
+        if not self._repeating and (self._incoming is None or self._incoming.whole):  # else a trailer
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._repeating:
+            return
         self._overhead = 0
         self._stop_waiting()
         if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > _MAX_HEAD:
@@ -213,6 +231,11 @@ class Connection(asyncio.Protocol):
         hosts = sum(name == b"host" for name, _ in self._headers)
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise ValueError("RFC 9112 §3.2")
+        coding = header(self._headers, b"transfer-encoding")
+        if version not in ("1.0", "1.1") or (coding is not None and coding.strip().lower() != b"chunked"):
+            raise ValueError("not understood here")
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+            self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(self._headers))
         raw_path, _, query = self._target.partition(b"?")
         path = raw_path.decode("ascii")
         scope: Scope = {
@@ -246,8 +269,9 @@ class Connection(asyncio.Protocol):
             self._pause_reading()
 
     def on_message_complete(self) -> None:
-        self._at_start, self._overhead = True, 0
-        if self._incoming is not None:
+        self._overhead = 0
+        if self._incoming is not None and not self._body_after_upgrade:
+            self._at_start = True
             self._incoming.end_body()
 
     # Answering.
@@ -265,7 +289,7 @@ class Connection(asyncio.Protocol):
             self.cut()
         elif not exchange.keep_alive:
             self._exchange = None
-            self._linger(wait=not exchange.whole)
+            self._linger(wait=self._deaf or self._paused or not exchange.whole)
         elif self._ahead:
             self._start(self._ahead.popleft())
             self.resume_reading()
@@ -277,7 +301,11 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int) -> None:
         """Answer what is not HTTP, if nothing else is being answered, and end the connection."""
         self._deaf = True
-        busy = self._exchange
+        busy, last = self._exchange, self._incoming
+        if busy is not None and last is not None and last.whole:
+            # It came behind a whole request, and RFC 9112 §9.6 lets it be ignored.
+            last.keep_alive = False
+            return
         if busy is not None:
             begun = busy.started
             busy.abandon()

@@ -78,9 +78,9 @@ class Exchange:
                 self.task.cancel()
 
     def abandon(self) -> None:
-        """Somebody else has answered."""
-        self.answered = True
+        """Somebody else has answered: what works on it is stopped."""
         self.leave()
+        self.answered = True
 
     @property
     def whole(self) -> bool:
@@ -159,6 +159,9 @@ class Exchange:
 
     async def run(self, app: Application) -> None:
         self.scope["state"]["body_begun"] = bool(self._body) or self._body_ended
+        if not self._wire.may_write.is_set():
+            # Small answers to requests that were sent ahead must not pile up for a client that does not read.
+            await self._wire.may_write.wait()
         try:
             await app(self.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - the application answers for its own bugs; this one it did not

@@ -67,7 +67,7 @@ class Exchange:
         """
         self.ending = "truncated"
         transport: asyncio.Transport = self._scope["state"]["transport"]
-        if self._scope["http_version"] == "1.0":
+        if self._scope["http_version"] != "1.1":
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             transport.abort()

@@ -166,12 +166,11 @@ class Connection(asyncio.Protocol):
         """Open, and free for a request."""
         return self._transport is not None and not self._transport.is_closing() and self._answer is None
 
-    async def request(self, request: Request) -> Answer:
-        """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what its body raises.
+    async def request(self, request: Request, head: bytes) -> Answer:
+        """Send it, `head` first, and wait for the head of the answer; raises as `Upstream.send` does.
 
         The answer may come, and end, while the body is still being sent.
         """
-        head = request.head()
         if self._transport is None or not self.usable:
             raise UpstreamFailure("broken_off", sent=False, stale=True)
         answer = self._answer = Answer(self)
@@ -344,7 +343,7 @@ class Connection(asyncio.Protocol):
         if self._answer is None:
             return
         now = self.loop.time()
-        if self._reading_paused:
+        if self._reading_paused or (self._answer.uploading and self._may_write.is_set()):
             self._active_at = now
         left = self._active_at + self._patience - now
         if left <= 0:

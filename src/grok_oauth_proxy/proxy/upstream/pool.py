@@ -49,8 +49,13 @@ class Upstream:
 
     async def send(self, request: Request) -> Answer:
         """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what its body raises."""
-        connection = self._take_idle() or await self._dialer.dial(self._new_connection)
-        return await connection.request(request)
+        head = request.head()
+        connection = self._take_idle()
+        if connection is None:
+            connection = await self._dialer.dial(self._new_connection)
+            if connection.usable:
+                self._open.add(connection)
+        return await connection.request(request, head)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -60,9 +65,7 @@ class Upstream:
             connection.abort()
 
     def _new_connection(self) -> Connection:
-        connection = Connection(self._put_back, self._forget, patience=self._read_timeout)
-        self._open.add(connection)
-        return connection
+        return Connection(self._put_back, self._forget, patience=self._read_timeout)
 
     def _take_idle(self) -> Connection | None:
         while self._idle:
