@@ -90,7 +90,7 @@ def streams(stage: Stage, issuer: str, rounds: int, seconds: float) -> dict[str,
     source = stage.start("source", command, f"https://localhost:{port}", PYTHONPATH=str(Path.cwd()))
     targets = [
         Target("upstream", source.url),
-        stage.nginx(source.url) if False else stage.ours(source.url, issuer, "ours-streams"),
+        stage.ours(source.url, issuer, "ours-streams"),
         stage.obvious(source.url),
     ]
     if tool("caddy"):

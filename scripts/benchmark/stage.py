@@ -171,7 +171,7 @@ class Stage:
         config = self.folder / "Caddyfile"
         config.write_text(
             f"{{\n admin off\n auto_https off\n log {{\n output file {self.folder}/caddy-access.log\n }}\n}}\n"
-            f"http://127.0.0.1:{port} {{\n log {{\n output file {self.folder}/caddy-access.log\n }}\n"
+            f"http://:{port} {{\n bind 127.0.0.1\n log {{\n output file {self.folder}/caddy-access.log\n }}\n"
             f" reverse_proxy {upstream} {{\n header_up Authorization \"Bearer x\"\n flush_interval -1\n"
             f"  transport http {{\n tls_trusted_ca_certs {self._authority}\n tls_server_name localhost\n"
             f"   keepalive_idle_conns_per_host 1100\n compression off\n  }}\n }}\n}}\n"
