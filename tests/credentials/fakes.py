@@ -56,17 +56,9 @@ def bearer(
     return jwt(jti=name, iat=issued, exp=issued + lifetime, **known)
 
 
-def link(
-    name: str,
-    *,
-    issued: float = NOW,
-    lifetime: float = LIFETIME,
-    client: str | None = CLIENT,
-    account: str | None = None,
-) -> Grant:
-    """The link of a chain whose refresh token is `name`."""
-    access = bearer(name, issued=issued, lifetime=lifetime, client=client, account=account)
-    return Grant(token=read_token(access), refresh_token=SecretStr(name))
+def link(name: str, **claims: Any) -> Grant:
+    """The link of a chain whose refresh token is `name`; `claims` as `bearer` takes them."""
+    return Grant(token=read_token(bearer(name, **claims)), refresh_token=SecretStr(name))
 
 
 def expired(name: str) -> Grant:

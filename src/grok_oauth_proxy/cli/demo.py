@@ -27,8 +27,8 @@ console = Console(highlight=False)
 def demo(keep: bool) -> None:
     """Try the proxy against a simulated xAI. Needs no account and touches none of your files."""
     began = time.monotonic()
-    # Ended either way, nothing may stay behind.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Ended either way, nothing may stay behind. SIGINT too: a shell's background jobs start with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         with stage() as world:

@@ -83,8 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def rehearse_write(path: Path) -> None:
     """Write and sync a file a little larger than `path` beside it, and remove it. Raises OSError."""
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary, descriptor = _open_beside(target)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(bytes(target.stat().st_size + _SLACK))
@@ -100,8 +99,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     A symbolic link is followed, as Hermes does: the file it names is replaced, the link stays.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary, descriptor = _open_beside(target)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             _keep_owner(file.fileno(), target)
@@ -120,6 +118,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink()
     _sync_directory(target.parent)
     _sweep(target)
+
+
+def _open_beside(target: Path) -> tuple[Path, int]:
+    """A new private file beside `target`, which `_sweep` knows by its name, opened to be written."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def _sweep(target: Path) -> None:

@@ -22,7 +22,6 @@ from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 _MAX_OVERHEAD: Final = 64 * 1024
 """Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""
 _HIGH_WATER: Final = 256 * 1024
-_LOW_WATER: Final = 64 * 1024
 _LAST_STATUS: Final = 599
 """Beyond it no status has a meaning (RFC 9110 §15), and the server would not send it on."""
 
@@ -335,8 +334,7 @@ class Connection(asyncio.Protocol):
         if self._answer is not None:
             self._answer.fail(failure)
             self._keep_alive = False
-            with suppress(RuntimeError):
-                self.abort()
+            self.abort()
 
     def _watch(self) -> None:
         """Runs when `patience` may be over; a stall that the client causes does not count."""
