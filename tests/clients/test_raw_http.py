@@ -223,6 +223,16 @@ def begin_upload(wire: Wire, sim: Sim, *headers: bytes) -> None:
     wait_for_counter(sim, "open_requests", at_least=1)
 
 
+@pytest.mark.parametrize("byte", [b"\t", b"\x7f", b"\xc3\xbc"])
+@pytest.mark.parametrize("target", [b"/v1/%b", b"/v1/models?%b"])
+def test_target_that_needs_encoding(wire: Wire, target: bytes, byte: bytes) -> None:
+    """A byte that no target may hold (RFC 9112 §3.2) is refused with the reason."""
+    wire.send(b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % (target % byte))
+    answer = wire.answer()
+    answer.check_is_our_error(400, "bad_request")
+    assert b"must be percent-encoded" in answer.body
+
+
 @pytest.mark.parametrize("chunk", [b"ZZ\r\n", b"5\r\nhello!!", b"-1\r\n", b"5hello"])
 def test_malformed_chunk(wire: Wire, shared_sim: Sim, chunk: bytes) -> None:
     """A body that turns out malformed is refused, and never looks complete to the API."""

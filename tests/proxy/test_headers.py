@@ -11,6 +11,7 @@ from grok_oauth_proxy.proxy.headers import (
     header,
     request_headers,
     response_headers,
+    response_trailers,
 )
 
 HOST = b"api.x.ai"
@@ -221,3 +222,10 @@ def test_header() -> None:
     assert header([(b"A", b"1"), (b"a", b"2")], b"a") == b"1"
     assert header([(b"b", b"")], b"b") == b""
     assert header([], b"a") is None
+
+
+def test_trailers() -> None:
+    """Behind a body comes what may come there: nothing that is dropped from a head, or frames the body."""
+    dropped = (b"set-cookie", b"alt-svc", b"connection", b"transfer-encoding", b"content-length")
+    kept = [(b"x-metrics", b"1"), (b"x-metrics", b"2")]
+    assert response_trailers([kept[0], *((name, b"x") for name in dropped), kept[1]]) == kept

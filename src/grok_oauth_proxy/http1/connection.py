@@ -34,6 +34,8 @@ _LOOK: Final = 0.25
 """Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
 # Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
+_NOT_HTTP: Final = "This is not a valid HTTP/1.1 request."
+_BAD_TARGET: Final = "The path or query holds a byte that must be percent-encoded (RFC 3986 §2.1)."
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 
 
@@ -167,6 +169,8 @@ class Connection(asyncio.Protocol):
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             self._refuse(431 if isinstance(error.__context__, OverflowError) else 400)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse(400, _BAD_TARGET)
         except httptools.HttpParserError:
             self._refuse(400)
         else:
@@ -298,7 +302,7 @@ class Connection(asyncio.Protocol):
             self.resume_reading()
             self._wait_idle()
 
-    def _refuse(self, status: int) -> None:
+    def _refuse(self, status: int, why: str = _NOT_HTTP) -> None:
         """Answer what is not HTTP, if nothing else is being answered, and end the connection."""
         self._deaf = True
         busy, last = self._exchange, self._incoming
@@ -313,7 +317,7 @@ class Connection(asyncio.Protocol):
                 # The answer has begun; what comes in can only be answered by the end of the connection.
                 self.close()
                 return
-        error = ClientError("This is not a valid HTTP/1.1 request.", code="bad_request", status=status)
+        error = ClientError(why, code="bad_request", status=status)
         body, request_id = error_body(error), new_request_id()
         headers = [*error_headers(error, body, request_id), (b"connection", b"close")]
         self.write(STATUS_LINES[status] + b"".join(b"%b: %b\r\n" % item for item in headers) + b"\r\n" + body)

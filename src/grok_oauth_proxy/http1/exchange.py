@@ -7,6 +7,7 @@ connection. What is not given whole ends the connection, never the body.
 from __future__ import annotations
 
 import asyncio
+import http.client
 from typing import Final, Literal, Protocol
 
 from grok_oauth_proxy.asgi import Application, Message, Scope
@@ -15,7 +16,10 @@ from grok_oauth_proxy.proxy.headers import Headers, header
 
 HIGH_WATER: Final = 64 * 1024
 """Bytes of a body that wait to be fetched before the client is slowed down."""
-STATUS_LINES: Final = {number: b"HTTP/1.1 %d \r\n" % number for number in range(200, 600)}
+STATUS_LINES: Final = {
+    number: b"HTTP/1.1 %d %s\r\n" % (number, http.client.responses.get(number, "").encode())
+    for number in range(200, 600)
+}
 
 _BODILESS: Final = frozenset({204, 304})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -108,7 +112,8 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._begin(message["status"], message["headers"])
         else:
-            self._continue(message.get("body", b""), last=not message.get("more_body", False))
+            last = not message.get("more_body", False)
+            self._continue(message.get("body", b""), message.get("trailers", []), last=last)
             if not self._wire.may_write.is_set():
                 await self._wire.may_write.wait()
 
@@ -140,13 +145,14 @@ class Exchange:
         if head:
             self._wire.write(head)
 
-    def _continue(self, data: bytes, *, last: bool) -> None:
+    def _continue(self, data: bytes, trailers: Headers, *, last: bool) -> None:
         head, self._head = self._head, b""
         if self._framing == "none":
             data = b""
         elif self._framing == "chunked":
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            data += b"0\r\n\r\n" if last else b""
+            if last:
+                data += b"0\r\n" + b"".join(b"%b: %b\r\n" % item for item in trailers) + b"\r\n"
         elif self._framing == "length":
             self._left -= len(data)
         if head or data:

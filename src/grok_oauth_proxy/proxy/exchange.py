@@ -49,9 +49,9 @@ class Exchange:
         self._bytes_out += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def end(self) -> None:
+    async def end(self, trailers: Headers) -> None:
         self.ending = "complete"
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._send({"type": "http.response.body", "body": b"", "trailers": trailers})
 
     async def refuse(self, error: ProxyError) -> None:
         """Answer with an error of our own; nothing may have been sent before."""

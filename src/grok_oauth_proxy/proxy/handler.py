@@ -23,7 +23,13 @@ from grok_oauth_proxy.events import (
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
 from grok_oauth_proxy.proxy.exchange import Exchange
-from grok_oauth_proxy.proxy.headers import body_framing, header, request_headers, response_headers
+from grok_oauth_proxy.proxy.headers import (
+    body_framing,
+    header,
+    request_headers,
+    response_headers,
+    response_trailers,
+)
 from grok_oauth_proxy.proxy.peek import Peeked, peek
 from grok_oauth_proxy.proxy.recovery import Recovery, Step, TokenProvider
 from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
@@ -96,7 +102,8 @@ class Proxy:
                 await exchange.copy(peeked.prefix)
             while (chunk := await answer.chunk()) is not None:
                 await exchange.copy(chunk)
-        await exchange.end()
+            trailers = response_trailers(answer.trailers)
+        await exchange.end(trailers)
 
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""

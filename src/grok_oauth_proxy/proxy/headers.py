@@ -35,6 +35,8 @@ _NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _FORWARDING | _REFRAMED
 _CODINGS: Final = frozenset({b"accept-encoding"})
 # alt-svc would send clients to an h3 port that is not ours; cookies belong to nobody here.
 _NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
+# They would come too late for what they say (RFC 9110 §6.5.1).
+_NOT_TRAILERS: Final = _NOT_RETURNED | {b"content-length", b"content-encoding", b"content-type"}
 
 
 def request_headers(client: Headers, *, host: bytes, bearer: str, plain: bool = False) -> Headers:
@@ -63,6 +65,11 @@ def response_headers(upstream: Headers, *, request_id: bytes) -> Headers:
     if header(kept, b"x-request-id") is None:
         kept.append((b"x-request-id", request_id))
     return kept
+
+
+def response_trailers(upstream: Headers) -> Headers:
+    """What the API sent behind a chunked body, as the client gets it."""
+    return [(name, value) for name, value in upstream if name.lower() not in _NOT_TRAILERS]
 
 
 def body_framing(client: Headers) -> Headers:

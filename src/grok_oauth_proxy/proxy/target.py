@@ -16,7 +16,7 @@ def is_api_path(raw_path: bytes) -> bool:
 def upstream_target(target: bytes, base_path: bytes) -> bytes:
     """The request target for the API: everything after /v1 byte for byte, below the path of XAI_BASE_URL.
 
-    Raises `ClientError` for a doubled prefix, and for dot segments, which could leave that path.
+    Raises `ClientError` for a doubled prefix, and for a path that does not stay below it.
     """
     rest = target[len(PREFIX) :]
     path = rest.partition(b"?")[0]
@@ -26,10 +26,25 @@ def upstream_target(target: bytes, base_path: bytes) -> bytes:
             code="doubled_prefix",
             status=404,
         )
-    segments = unquote_to_bytes(path).replace(b"\\", b"/").split(b"/")
-    if b"." in segments or b".." in segments:
-        raise ClientError("The path must not contain . or .. segments.", code="bad_path")
+    if _climbs_out(path):
+        raise ClientError("The path leads out of /v1 by its .. segments.", code="bad_path")
     return base_path + rest if base_path + path else b"/" + rest
+
+
+def _climbs_out(path: bytes) -> bool:
+    """Whether any server could take the path for one above its beginning.
+
+    Servers differ in what else they take for a slash (%2f, a backslash), and some cut parameters (`..;x`).
+    So a segment counts as a step down only if all of them agree.
+    """
+    depth = 0
+    for segment in path.split(b"/"):
+        parts = unquote_to_bytes(segment).replace(b"\\", b"/").split(b"/")
+        names = [part.partition(b";")[0] for part in parts]
+        depth += -names.count(b"..") or int(any(name not in (b"", b".") for name in names))
+        if depth < 0:
+            return True
+    return False
 
 
 def outside_api(path: str) -> ClientError:

@@ -32,6 +32,8 @@ class Answer:
     def __init__(self, connection: Connection) -> None:
         self.status = 0
         self.headers: Headers = []
+        self.trailers: Headers = []
+        """Known once `chunk` has given None."""
         self._connection = connection
         self._chunks: deque[bytes] = deque()
         self._size = 0
@@ -281,7 +283,9 @@ class Connection(asyncio.Protocol):
             self._surplus = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._answer or not self._answer.status:
+        if self._answer and self._answer.status:
+            self._answer.trailers.append((name.lower(), value))
+        else:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
