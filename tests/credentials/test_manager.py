@@ -610,6 +610,34 @@ async def test_transient_with_a_valid_token(world: World) -> None:
     assert not problem.terminal
 
 
+@pytest.mark.parametrize(
+    ("reason", "doubtful"),
+    [
+        *((reason, True) for reason in ("timeout", "broken_off", "malformed_reply", "empty_reply")),
+        *((reason, True) for reason in ("http_502", "http_504")),
+        *((reason, False) for reason in ("http_500", "http_503", "http_429", "unreachable")),
+    ],
+)
+async def test_link_whose_answer_was_lost(world: World, reason: str, doubtful: bool) -> None:
+    """A link that may be spent is sent again within the server's grace, then not before the token is used up.
+
+    A failure that says that nothing was done leaves no such doubt.
+    """
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 200))))
+    world.server.script = [Transient(reason)] * 20
+    tokens = await world.started()
+    began = world.hands.wall
+    for _ in range(4):
+        world.hands.advance(max(0.0, tokens.seconds_until_due()))
+        await tokens.refresh_ahead()
+    assert world.hands.wall - began < 50
+    assert len(world.server.sent) == 4
+    world.hands.advance(51)
+    token = await tokens.get()
+    until_spent = token.remaining(world.hands.wall) - token.margin
+    assert (tokens.seconds_until_due() == pytest.approx(until_spent)) is doubtful
+
+
 async def test_reload_ends_the_pause(world: World) -> None:
     """A login that appears during the pause is used at once."""
     world.hold(store(block(OLD)))

@@ -18,6 +18,7 @@ from grok_oauth_proxy.cli.demo_stage import Stage, StepFailed, sign_in, stage
 _CLIENTS = 8
 _LOAD_REFRESHES = 2
 _LOAD_LIMIT = 30.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 console = Console(highlight=False)
 
@@ -28,7 +29,7 @@ def demo(keep: bool) -> None:
     """Try the proxy against a simulated xAI. Needs no account and touches none of your files."""
     began = time.monotonic()
     # Ended either way, nothing may stay behind. SIGINT too: a shell's background jobs start with it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, signal.default_int_handler)
     try:
         with stage() as world:
@@ -190,6 +191,8 @@ def _keep(world: Stage) -> None:
         if time.monotonic() > deadline:
             raise StepFailed("The new login was not picked up.")
         time.sleep(0.2)
+    # Held back until they are waited for, so that none is lost in between.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     console.print("\nBoth keep running until Ctrl-C. Try:\n")
     click.echo(f"curl {world.api}/health\n")
     click.echo(
@@ -201,6 +204,5 @@ def _keep(world: Stage) -> None:
 client = OpenAI(base_url="{world.api}/v1", api_key="unused")
 print(client.responses.create(model="grok-4", input="Hello").output_text)'\n"""
     )
-    while True:
-        # A wait without end would sleep through a signal that came just before it.
-        time.sleep(1)
+    signal.sigwait(_ENDING)
+    raise KeyboardInterrupt

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Protocol
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.chain import Chain
+from grok_oauth_proxy.credentials.history import RefreshHistory
 from grok_oauth_proxy.credentials.messages import (
     BEHIND,
     BLOCKED,
@@ -32,13 +32,7 @@ from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
 from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, StoreTrouble
 
-_MAX_BACKOFF = 60.0
 _OVERLAP = 10.0
-_GRACE = 50.0
-"""Seconds in which a link may be sent again when its answer was lost; the server allows about 60."""
-_AMBIGUOUS = frozenset(
-    {"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply", "http_502", "http_504"}
-)
 _SUSPENDED = 60.0
 """Seconds by which wall clock and monotonic clock must differ to say that the system slept."""
 
@@ -88,19 +82,14 @@ class TokenManager:
         self._reloading: asyncio.Task[None] | None = None
         self._overlap: tuple[Token, float] | None = None
         """The token before the last refresh ahead of time, and until when (monotonic) it is still sent."""
-        self._sent_in_vain = math.inf
-        """When (monotonic) the link was first sent without a verdict coming back."""
-        self._problem: RefreshFailed | None = None
+        self._history = RefreshHistory(clock)
         self._useless: Token | None = None
         """A token the API refused as stale, of a login that is dead."""
-        self._retry_at = 0.0
-        self._failures_in_a_row = 0
-        self._successes = self._failures = 0
         self._changed = asyncio.Event()
         self._disk = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"TokenManager(source={self._chain.source.name!r}, problem={self._problem})"
+        return f"TokenManager(source={self._chain.source.name!r}, {self._history})"
 
     @property
     def client_id(self) -> str | None:
@@ -128,7 +117,8 @@ class TokenManager:
             token = self._usable(refused, at_least) or self._usable(refused, 0.0)
         if token is not None:
             return token
-        if refused is not None and self._problem and self._problem.reason == "invalid_grant":
+        problem = self._history.problem
+        if refused is not None and problem and problem.reason == "invalid_grant":
             self._useless = refused
         raise self._unavailable()
 
@@ -167,16 +157,15 @@ class TokenManager:
     def seconds_until_due(self) -> float:
         """Seconds until a refresh (or another try at one) is due; infinite when only the store can help."""
         token = self._token
-        if token is None or (self._problem and self._problem.terminal):
+        if token is None or self._history.dead:
             return math.inf
         due = token.remaining(self._clock.wall()) - token.refresh_window(self._window)
-        if self._clock.monotonic() - self._sent_in_vain > _GRACE:
-            # The link may have been spent by a refresh whose answer was lost. Sending it again could end
-            # the login at once, so that first what is left of the access token is used.
+        if self._history.link_in_doubt:
+            # Sending it again could end the login at once: first what is left of the access token is used.
             due = token.remaining(self._clock.wall()) - token.margin
         if self._chain.unfinished:
             due = 0.0
-        return max(due, self._retry_at - self._clock.monotonic())
+        return max(due, self._history.pause)
 
     async def wait_for_change(self, timeout: float) -> None:
         """Return when the grant changed or a refresh ended, at the latest after `timeout` seconds."""
@@ -195,10 +184,10 @@ class TokenManager:
             expires_at=token.expires_at if token else None,
             seconds_to_expiry=remaining if math.isfinite(remaining) else None,
             usable=self._usable(None, 0.0) is not None,
-            problem=self._problem,
+            problem=self._history.problem,
             last_refresh=self._chain.state.last_refresh,
-            successes=self._successes,
-            failures=self._failures,
+            successes=self._history.successes,
+            failures=self._history.failures,
         )
 
     async def aclose(self) -> None:
@@ -241,7 +230,7 @@ class TokenManager:
         return token.remaining(self._clock.wall()) <= token.refresh_window(self._window)
 
     async def _refresh(self, refused: Token | None) -> None:
-        if self._problem and (self._problem.terminal or self._clock.monotonic() < self._retry_at):
+        if self._history.blocked:
             return
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._run_refresh(refused), name="token-refresh")
@@ -322,8 +311,6 @@ class TokenManager:
                 if abs(self._clock.wall() - self._clock.monotonic() - drift) > _SUSPENDED:
                     reason = "suspended"
                 message = TRANSIENT.format(reason=reason)
-                if reason in _AMBIGUOUS:
-                    self._sent_in_vain = min(self._sent_in_vain, self._clock.monotonic())
                 self._fail(RefreshFailed(reason, message, terminal=False), retry_after)
         return False
 
@@ -331,7 +318,7 @@ class TokenManager:
         self._chain.note_refresh(self._clock.wall(), None, rotated=rotated)
         if not await asyncio.to_thread(self._chain.advance, old, new):
             raise StoreProblem(UNSAVED, code="not_saved")
-        self._successes += 1
+        self._history.succeeded()
         self._heal()
         self._observer(RefreshSucceeded(rotated=rotated, lifetime=new.token.lifetime))
         if self._is_stale(None):
@@ -343,34 +330,28 @@ class TokenManager:
     def _believe_verdict(self) -> None:
         """Tell a verdict that stands in the state file, from another process or before a restart, once."""
         error = self._chain.verdict
-        if error is None or (self._problem and self._problem.reason == error):
+        known = self._history.problem
+        if error is None or (known and known.reason == error):
             return
-        self._problem = RefreshFailed(error, BLOCKED[error], terminal=True)
-        self._observer(self._problem)
+        self._history.problem = RefreshFailed(error, BLOCKED[error], terminal=True)
+        self._observer(self._history.problem)
 
     def _heal(self) -> None:
-        self._problem = self._useless = None
-        self._sent_in_vain = math.inf
-        self._retry_at = 0.0
-        self._failures_in_a_row = 0
+        self._useless = None
+        self._history.healed()
 
     def _fail(self, failure: RefreshFailed, retry_after: float | None = None) -> None:
-        self._problem = failure
-        self._failures += 1
         self._chain.note_refresh(self._clock.wall(), failure.reason, rotated=False)
-        # Jitter needs no cryptographic randomness.
-        backoff = min(_MAX_BACKOFF, 2.0**self._failures_in_a_row) * random.uniform(0.5, 1.0)  # noqa: S311
-        self._failures_in_a_row += 1
-        self._retry_at = self._clock.monotonic() + max(backoff, retry_after or 0.0)
+        self._history.failed(failure, retry_after)
         self._observer(failure)
 
     def _unavailable(self) -> CredentialsUnavailable:
-        problem = self._problem
+        problem = self._history.problem
         if problem is None:
             return CredentialsUnavailable(
                 "There is no valid access token yet. Try again in a moment.", code="no_token", retry_after=1
             )
-        wait = max(1, round(self._retry_at - self._clock.monotonic()))
+        wait = max(1, round(self._history.pause))
         return CredentialsUnavailable(
             problem.message, code=problem.reason, retry_after=None if problem.terminal else wait
         )
