@@ -6,6 +6,7 @@ import hashlib
 import socket
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -128,7 +129,10 @@ def test_bytes_that_few_servers_know(own_sim: Sim, home: Home) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         proxy_running(
-            home, own_sim, XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+            home,
+            own_sim,
+            UPSTREAM_WARM_CONNECTIONS=0,
+            XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
         ) as proxy,
     ):
         host, port = proxy.url.removeprefix("http://").split(":")
@@ -194,7 +198,12 @@ def test_client_that_leaves_a_stalled_upload(own_sim: Sim, home: Home) -> None:
     home.write_store(provider_store(own_sim.login()))
     with (
         socket.create_server(("127.0.0.1", 0)) as api,
-        proxy_running(home, own_sim, XAI_BASE_URL=f"http://127.0.0.1:{api.getsockname()[1]}/v1") as proxy,
+        proxy_running(
+            home,
+            own_sim,
+            UPSTREAM_WARM_CONNECTIONS=0,
+            XAI_BASE_URL=f"http://127.0.0.1:{api.getsockname()[1]}/v1",
+        ) as proxy,
     ):
         host, port = proxy.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE) as leaving:
@@ -230,6 +239,28 @@ def test_broken_off_before_the_head(shared_proxy: Proxy) -> None:
     answer = shared_proxy.http.post("/v1/echo", headers=headers, content=b"x")
     assert answer.status_code == 502
     assert answer.json()["error"]["code"] == "upstream_broken_off"
+
+
+def test_warm_connections(home: Home, own_sim: Sim) -> None:
+    """UPSTREAM_WARM_CONNECTIONS connections are opened at the start, and a question takes one of them."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as api,
+        proxy_running(
+            home,
+            own_sim,
+            UPSTREAM_WARM_CONNECTIONS=1,
+            XAI_BASE_URL=f"http://127.0.0.1:{api.getsockname()[1]}/v1",
+        ) as proxy,
+    ):
+        api.settimeout(PATIENCE)
+        warm, _ = api.accept()
+        warm.settimeout(PATIENCE)
+        with warm, ThreadPoolExecutor() as pool:
+            asked = pool.submit(proxy.http.get, "/v1/models")
+            assert warm.recv(100).startswith(b"GET /v1/models HTTP/1.1\r\n")
+            warm.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            assert asked.result().text == "hi"
 
 
 def test_unreachable(home: Home, own_sim: Sim) -> None:

@@ -30,7 +30,7 @@ from grok_oauth_proxy.proxy.handler import Proxy
 from grok_oauth_proxy.proxy.upstream import Upstream
 from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, Settings
 from grok_oauth_proxy.tasks.background import background
-from grok_oauth_proxy.tasks.prewarm import keep_token_fresh
+from grok_oauth_proxy.tasks.prewarm import keep_connections_warm, keep_token_fresh
 from grok_oauth_proxy.tasks.watcher import StoreWatcher
 from grok_oauth_proxy.web.cors import with_cors
 from grok_oauth_proxy.web.gateway import Gateway
@@ -95,7 +95,11 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
         app = _application(settings, tokens, upstream, metrics, observer, clock)
         async with (
             aclosing(tokens),
-            background(prewarm=partial(keep_token_fresh, tokens), watcher=watcher.run),
+            background(
+                prewarm=partial(keep_token_fresh, tokens),
+                warm=partial(keep_connections_warm, upstream, settings.upstream_warm_connections),
+                watcher=watcher.run,
+            ),
         ):
             yield app, observer
 

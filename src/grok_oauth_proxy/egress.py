@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,12 +48,32 @@ def _normal(proxy: str) -> str:
     return f"{scheme}://{login}{host}:{port}"
 
 
-def tls_context() -> ssl.SSLContext:
+class ResumingContext(ssl.SSLContext):
+    """For connections to one server: each handshake offers to resume `session` (RFC 8446 §2.2)."""
+
+    session: ssl.SSLSession | None = None
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """What asyncio and uvloop begin a handshake with; neither passes a session."""
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or self.session)
+
+
+def tls_context() -> ResumingContext:
     """Verifies against the system's certificates, or SSL_CERT_FILE and SSL_CERT_DIR, which OpenSSL reads.
 
     Where Python came without any (python.org on macOS), certifi's are used.
     """
-    context = ssl.create_default_context()
+    context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+    if sys.version_info >= (3, 13):  # as create_default_context() has it
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+    context.load_default_certs()
     paths = ssl.get_default_verify_paths()
     if not any(path and Path(path).exists() for path in (paths.cafile, paths.capath)):
         context.load_verify_locations(certifi.where())

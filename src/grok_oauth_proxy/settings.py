@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     upstream_retry_delay: float = Field(default=1.0, ge=0, le=60)
     upstream_connect_timeout: float = Field(default=10.0, gt=0, le=600)
     upstream_read_timeout: float = Field(default=3600.0, gt=0, le=86400)
+    upstream_warm_connections: int = Field(default=2, ge=0, le=100)
     replay_body_limit: int = Field(default=8 * 1024 * 1024, ge=0, le=1024**3)
 
     xai_base_url: str = "https://api.x.ai/v1"

@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.upstream import Answer, Request, Upstream, UpstreamFailure
 
@@ -31,7 +32,7 @@ class Api:
     def __init__(self) -> None:
         self.connections = 0
         self.url = ""
-        self.tls: ssl.SSLContext = ssl.create_default_context()
+        self.tls = tls_context()
         self.wall = 1000.0
 
     @asynccontextmanager
@@ -245,6 +246,55 @@ async def test_too_long_idle(api: Api) -> None:
     assert api.connections == 2
 
 
+async def test_warm_connections(api: Api) -> None:
+    """Connections are there before they are asked for, and a request takes one of them."""
+    async with api.serving(each(WHOLE)):
+        upstream = api.upstream()
+        assert await upstream.warm(3)
+        assert await upstream.warm(3)
+        assert repr(upstream).endswith("open=3, idle=3)")
+        assert await whole(await upstream.send(get())) == b"hi"
+        assert await upstream.warm(3)
+        await upstream.aclose()
+    assert api.connections == 3
+
+
+async def test_warm_connections_are_renewed(api: Api) -> None:
+    """Another connection is there before the idle one gets too old to be trusted."""
+    async with api.serving(each(WHOLE)):
+        upstream = api.upstream()
+        await upstream.warm(1)
+        api.wall += 50
+        await upstream.warm(1)
+        assert repr(upstream).endswith("open=2, idle=2)")
+        api.wall += 10
+        await whole(await upstream.send(get()))
+        assert api.connections == 2
+        await upstream.aclose()
+
+
+async def test_no_warm_connection_to_be_had(api: Api) -> None:
+    """An API that is out of reach is told by False, and nothing is raised."""
+    async with api.serving(each(WHOLE)):
+        pass
+    assert not await api.upstream().warm(2)
+
+
+async def test_warm_connection_that_was_closed(api: Api) -> None:
+    """A connection that waited unused and ends before a byte of an answer says so, as one that had served."""
+
+    async def script(reader: StreamReader, _writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with api.serving(script):
+        upstream = api.upstream()
+        await upstream.warm(1)
+        with pytest.raises(UpstreamFailure) as caught:
+            await upstream.send(get())
+        assert (caught.value.kind, caught.value.stale) == ("broken_off", True)
+        await upstream.aclose()
+
+
 async def test_closed_after_it_served(api: Api) -> None:
     """A connection that ends before a byte of its second answer says so: it was closed while idle."""
 
@@ -411,13 +461,39 @@ async def test_no_request_is_two(api: Api, request_: Request) -> None:
         assert await outcome(api, request_) == "bad_request"
 
 
-@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
-async def test_tls_end(api: Api, goodbye: bool) -> None:
-    """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
+def certified(api: Api) -> ssl.SSLContext:
+    """A server's side of TLS that `api` trusts."""
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
     authority.configure_trust(api.tls)
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_session_is_resumed(api: Api, version: ssl.TLSVersion) -> None:
+    """A further connection resumes the TLS session of an earlier one."""
+    resumed: list[bool] = []
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        resumed.append(writer.get_extra_info("ssl_object").session_reused)
+        await each(WHOLE)(reader, writer)
+
+    context = certified(api)
+    context.maximum_version = version
+    async with api.serving(script, context):
+        upstream = api.upstream()
+        for _ in range(3):
+            await whole(await upstream.send(get()))
+            api.wall += 3600  # too long for the connection to be used again
+        await upstream.aclose()
+    assert resumed == [False, True, True]
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
+async def test_tls_end(api: Api, goodbye: bool) -> None:
+    """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
+    context = certified(api)
 
     async def script(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

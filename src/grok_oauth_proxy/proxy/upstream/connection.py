@@ -142,6 +142,7 @@ class Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.served = 0
         self.idle_since = -math.inf
+        """When, by the wall clock, it was last put aside for a request."""
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._patience = patience
@@ -166,6 +167,16 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Open, and free for a request."""
         return self._transport is not None and not self._transport.is_closing() and self._answer is None
+
+    @property
+    def _was_idle(self) -> bool:
+        return self.idle_since > -math.inf
+
+    @property
+    def tls_session(self) -> ssl.SSLSession | None:
+        """What another handshake can resume; the server gives it along with its first bytes."""
+        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return tls.session if tls else None
 
     async def request(self, request: Request, head: bytes) -> Answer:
         """Send it, `head` first, and wait for the head of the answer; raises as `Upstream.send` does.
@@ -272,7 +283,7 @@ class Connection(asyncio.Protocol):
                 self._answer.end()
             else:
                 kind = "truncated" if self._answer.status else "broken_off"
-                self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self.served > 0))
+                self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))
             self._settle()
 
     # What the parser calls.

@@ -11,8 +11,8 @@ from grok_oauth_proxy.proxy.headers import Headers, header
 class UpstreamFailure(Exception):
     """No (complete) answer. `kind` is from a fixed set; `sent`: a byte of the request may have arrived.
 
-    `stale`: the connection had served before, and ended before a byte of the answer; as a rule the API closed
-    it while it was idle.
+    `stale`: the connection had been idle, and ended before a byte of the answer; as a rule the API closed it
+    while it was idle.
     """
 
     def __init__(self, kind: str, *, sent: bool, stale: bool = False) -> None:

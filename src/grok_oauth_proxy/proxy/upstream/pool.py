@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Final
 from urllib.parse import urlsplit
 
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.egress import ResumingContext
 from grok_oauth_proxy.proxy.upstream.connection import Answer, Connection
 from grok_oauth_proxy.proxy.upstream.dial import Dialer
-from grok_oauth_proxy.proxy.upstream.message import Request
+from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 
 _MAX_IDLE: Final = 100
 _MAX_IDLE_SECONDS: Final = 55.0
+_RENEWED_BEFORE: Final = 10.0
+"""Seconds before the end of an idle connection from which on another one is wanted in its place."""
 _SWEEP_EVERY: Final = 5.0
 
 
@@ -28,7 +30,7 @@ class Upstream:
         base_url: str,
         *,
         proxy: str | None,
-        tls: ssl.SSLContext,
+        tls: ResumingContext,
         connect_timeout: float,
         read_timeout: float,
         clock: Clock,
@@ -37,6 +39,7 @@ class Upstream:
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
         self._dialer = Dialer(base_url, proxy=proxy, tls=tls, timeout=connect_timeout)
+        self._tls = tls
         self._read_timeout = read_timeout
         self._clock = clock
         self._idle: list[Connection] = []
@@ -50,12 +53,20 @@ class Upstream:
     async def send(self, request: Request) -> Answer:
         """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what its body raises."""
         head = request.head()
-        connection = self._take_idle()
-        if connection is None:
-            connection = await self._dialer.dial(self._new_connection)
-            if connection.usable:
-                self._open.add(connection)
+        connection = self._take_idle() or await self._dial()
         return await connection.request(request, head)
+
+    async def warm(self, count: int) -> bool:
+        """Dial until `count` connections wait for a request; False if that can't be had now."""
+        while not self._closed and sum(map(self._is_young, self._idle)) < count:
+            try:
+                connection = await self._dial()
+            except UpstreamFailure:
+                return False
+            if not connection.usable:
+                return False
+            self._put_back(connection)
+        return True
 
     async def aclose(self) -> None:
         self._closed = True
@@ -63,6 +74,12 @@ class Upstream:
             self._sweeper.cancel()
         for connection in list(self._open):
             connection.abort()
+
+    async def _dial(self) -> Connection:
+        connection = await self._dialer.dial(self._new_connection)
+        if connection.usable:
+            self._open.add(connection)
+        return connection
 
     def _new_connection(self) -> Connection:
         return Connection(self._put_back, self._forget, patience=self._read_timeout)
@@ -76,13 +93,21 @@ class Upstream:
         return None
 
     def _is_fresh(self, connection: Connection) -> bool:
+        return self._age(connection) < _MAX_IDLE_SECONDS
+
+    def _is_young(self, connection: Connection) -> bool:
+        return connection.usable and self._age(connection) < _MAX_IDLE_SECONDS - _RENEWED_BEFORE
+
+    def _age(self, connection: Connection) -> float:
         """By the wall clock: while the machine sleeps, the monotonic one may stand still."""
-        return abs(self._clock.wall() - connection.idle_since) < _MAX_IDLE_SECONDS
+        return abs(self._clock.wall() - connection.idle_since)
 
     def _put_back(self, connection: Connection) -> None:
         if self._closed or len(self._idle) >= _MAX_IDLE:
             connection.close()
             return
+        if connection.served == 1:
+            self._tls.session = connection.tls_session or self._tls.session
         connection.idle_since = self._clock.wall()
         self._idle.append(connection)
         if self._sweeper is None:
@@ -97,6 +122,7 @@ class Upstream:
         """Close what has been idle for so long that the API may be about to."""
         for connection in [connection for connection in self._idle if not self._is_fresh(connection)]:
             self._idle.remove(connection)
+            self._tls.session = connection.tls_session or self._tls.session
             connection.close()
         again = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep) if self._idle else None
         self._sweeper = again
