@@ -6,7 +6,7 @@ The core emits these and imports none of its observers. No event holds a token, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +14,12 @@ class RequestStarted:
     """A request has arrived."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFinished:
-    """A request ended. Times are seconds; `ttfb` is None when no response head was sent.
+class RequestFinished(NamedTuple):
+    """A request ended. A tuple, because one is made for each request.
+    Times are seconds; `ttfb` is None when no response head was sent.
 
-    `path` is as the client sent it, without the query. `ending` says how the exchange ended: complete,
-    truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
+       `path` is as the client sent it, without the query. `ending` says how the exchange ended: complete,
+       truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
     """
 
     method: str

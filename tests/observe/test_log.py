@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,17 +82,6 @@ def test_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
 REQUEST = RequestFinished("POST", "/v1/chat/completions", 200, 0.1234, 0.05, 10, 20, "req_1", "complete")
 
 LINES: dict[str, tuple[Event, int, str]] = {
-    "request": (REQUEST, logging.INFO, "POST /v1/chat/completions 200 123ms in=10 out=20 req_1"),
-    "truncated": (
-        RequestFinished("GET", "/v1/x", 200, 1.0, 0.5, 0, 7, "req_2", "truncated"),
-        logging.INFO,
-        "GET /v1/x 200 1000ms in=0 out=7 req_2 truncated",
-    ),
-    "client-gone": (
-        RequestFinished("GET", "/v1/x", 499, 1.0, None, 0, 0, "req_3", "client_gone"),
-        logging.INFO,
-        "GET /v1/x 499 1000ms in=0 out=0 req_3 client_gone",
-    ),
     "refreshed": (
         RefreshSucceeded(rotated=True, lifetime=21600.0),
         logging.INFO,
@@ -142,11 +133,61 @@ def test_no_line(caplog: pytest.LogCaptureFixture, event: Event) -> None:
     assert caplog.records == []
 
 
+REQUESTS: dict[str, tuple[RequestFinished, str]] = {
+    "whole": (REQUEST, "POST /v1/chat/completions 200 123ms in=10 out=20 req_1"),
+    "truncated": (
+        RequestFinished("GET", "/v1/x", 200, 1.0, 0.5, 0, 7, "req_2", "truncated"),
+        "GET /v1/x 200 1000ms in=0 out=7 req_2 truncated",
+    ),
+    "client-gone": (
+        RequestFinished("GET", "/v1/x", 499, 1.0, None, 0, 0, "-", "client_gone"),
+        "GET /v1/x 499 1000ms in=0 out=0 - client_gone",
+    ),
+    "hostile": (
+        RequestFinished("GET", "/v1/\x1b[2J\u202e\\", 200, 0.0, 0.0, 0, 0, "a\nb", "complete"),
+        r"GET /v1/\x1b[2J\u202e\\ 200 0ms in=0 out=0 a\nb",
+    ),
+}
+STAMPED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    (.*)")
+
+
+@pytest.mark.parametrize(("event", "line"), REQUESTS.values(), ids=REQUESTS.keys())
+def test_request_line(capsys: pytest.CaptureFixture[str], event: RequestFinished, line: str) -> None:
+    """A request is one line with the time and level of any other, whatever is in its path and id."""
+    configure_logging("info")
+    log_event(event)
+    (written,) = capsys.readouterr().err.splitlines()
+    found = STAMPED.fullmatch(written)
+    assert found
+    assert found[1] == line
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_no_request_line(capsys: pytest.CaptureFixture[str], level: str) -> None:
+    """Above INFO the requests are not logged."""
+    configure_logging(level)
+    log_event(REQUEST)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.anyio
+async def test_gathered_lines_keep_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of requests are written by themselves a moment later, and before any line that comes after."""
+    configure_logging("info")
+    log_event(REQUEST)
+    log_event(REQUEST)
+    log_event(StoreTrouble("corrupt", "It is damaged."))
+    log_event(REQUEST)
+    await asyncio.sleep(0.1)  # longer than they are gathered for
+    written = capsys.readouterr().err.splitlines()
+    assert ["corrupt" in line for line in written] == [False, False, True, False]
+
+
 async def never(_message: object = None) -> Any:
     raise AssertionError("nothing is read or sent here")
 
 
-def test_no_query(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
     """The line of a request shows its path as it was sent, and neither query nor credentials."""
     scope = {
         "method": "GET",
@@ -156,9 +197,10 @@ def test_no_query(caplog: pytest.LogCaptureFixture) -> None:
         "state": {"target": b"/v1/a%20b?key=canary", "transport": None},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
-    exchange = Exchange(scope, never, RequestBody(never, expected=False, begun=False, limit=0), Clock())
-    caplog.set_level(logging.DEBUG, logger=logger.name)
+    exchange = Exchange(scope, never, RequestBody(never, whole=b"", limit=0), Clock())
+    configure_logging("debug")
     log_event(exchange.finished())
-    assert "GET /v1/a%20b 499" in caplog.text
-    assert "canary" not in caplog.text
-    assert "?" not in caplog.text
+    written = capsys.readouterr().err
+    assert "GET /v1/a%20b 499" in written
+    assert "canary" not in written
+    assert "?" not in written

@@ -41,8 +41,8 @@ class Client:
         return message
 
 
-def body(client: Client, *, expected: bool = True, limit: int = 10, begun: bool = True) -> RequestBody:
-    return RequestBody(client, expected=expected, limit=limit, begun=begun)
+def body(client: Client, *, whole: bytes | None = None, limit: int = 10) -> RequestBody:
+    return RequestBody(client, whole=whole, limit=limit)
 
 
 async def read(source: RequestBody) -> list[bytes]:
@@ -52,7 +52,7 @@ async def read(source: RequestBody) -> list[bytes]:
 async def test_no_body() -> None:
     """A request without a body is not waited for, and can be sent again."""
     client = Client()
-    source = body(client, expected=False)
+    source = body(client, whole=b"")
     assert await read(source) == []
     assert (source.count, source.kept_whole, client.received) == (0, True, 0)
 
@@ -138,51 +138,31 @@ async def test_abandon() -> None:
 
 
 async def test_outgoing_whole() -> None:
-    """A body that has come whole is handed over in one piece, as often as it is asked for."""
-    source = body(Client(part(b"hi", more=False)))
-    assert [await source.outgoing(), await source.outgoing()] == [b"hi", b"hi"]
-    assert source.count == 2
+    """A body that has come with the head is handed over in one piece, as often as it is asked for."""
+    client = Client()
+    source = body(client, whole=b"hi")
+    assert [source.outgoing(), source.outgoing()] == [b"hi", b"hi"]
+    assert (source.count, client.received) == (2, 0)
 
 
 async def test_outgoing_in_parts() -> None:
-    """A body of which more is to come is streamed, its first part included; later it is had whole."""
-    source = body(Client(part(b"a"), part(b"b", more=False)))
-    outgoing = await source.outgoing()
+    """A body that is still to come is streamed, and waited for by whoever reads it; later it is had whole."""
+    client = Client(part(b"a"), part(b"b", more=False))
+    source = body(client)
+    outgoing = source.outgoing()
+    assert client.received == 0
     assert isinstance(outgoing, AsyncIterator)
     assert [chunk async for chunk in outgoing] == [b"a", b"b"]
-    assert await source.outgoing() == b"ab"
+    assert source.outgoing() == b"ab"
 
 
-@pytest.mark.parametrize("more", [True, False])
-async def test_outgoing_too_large(more: bool) -> None:
-    """A first part that is more than is kept goes out once, like what follows."""
-    source = body(Client(part(b"x" * 11, more=more), part(b"y", more=False)))
-    outgoing = await source.outgoing()
+async def test_outgoing_too_large() -> None:
+    """A whole body that is more than is kept goes out once."""
+    source = body(Client(), whole=b"x" * 11)
+    outgoing = source.outgoing()
     assert isinstance(outgoing, AsyncIterator)
-    assert b"".join([chunk async for chunk in outgoing]) == b"x" * 11 + b"y" * more
+    assert b"".join([chunk async for chunk in outgoing]) == b"x" * 11
     assert source.kept_whole is False
-
-
-async def test_outgoing_without_a_body() -> None:
-    """A request without a body has none to send, and nothing is read for it."""
-    client = Client()
-    assert await body(client, expected=False).outgoing() is None
-    assert client.received == 0
-
-
-async def test_outgoing_before_it_begins() -> None:
-    """A body of which nothing has come yet is not waited for."""
-    client = Client(part(b"a", more=False))
-    outgoing = await body(client, begun=False).outgoing()
-    assert client.received == 0
-    assert isinstance(outgoing, AsyncIterator)
-    assert [chunk async for chunk in outgoing] == [b"a"]
-
-
-async def test_outgoing_to_nobody() -> None:
-    """A client that goes before its body has begun is noticed."""
-    with pytest.raises(ClientGone):
-        await body(Client(GONE)).outgoing()
 
 
 async def test_repr_shows_no_content() -> None:

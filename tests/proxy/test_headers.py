@@ -19,11 +19,12 @@ CANARY = b"canary-of-the-client"
 
 
 def sent(*client: tuple[bytes, bytes]) -> Headers:
-    return request_headers(list(client), host=HOST, bearer="ours")
+    headers = list(client)
+    return request_headers(headers, body_framing(headers), host=HOST, bearer=b"ours")
 
 
 def returned(*upstream: tuple[bytes, bytes]) -> Headers:
-    return response_headers(list(upstream), request_id=b"req_ours")
+    return response_headers(list(upstream))
 
 
 def test_least() -> None:
@@ -33,13 +34,9 @@ def test_least() -> None:
 
 CREDENTIALS = [
     b"authorization",
-    b"Authorization",
-    b"AUTHORIZATION",
     b"x-api-key",
-    b"X-Api-Key",
     b"x-proxy-api-key",
     b"cookie",
-    b"Cookie",
     b"cookie2",
     b"proxy-authorization",
 ]
@@ -68,10 +65,10 @@ DROPPED = [
     b"via",
     b"x-real-ip",
     b"x-forwarded-for",
-    b"X-Forwarded-Host",
+    b"x-forwarded-host",
     b"x-forwarded-anything",
     b"expect",
-    b"Host",
+    b"host",
 ]
 
 
@@ -93,7 +90,7 @@ KEPT = [
     (b"accept", b"text/event-stream"),
     (b"user-agent", b"curl/8"),
     (b"openai-organization", b"org"),
-    (b"X-Mixed-Case", b"Kept As Is"),
+    (b"x-mixed-case", b"Kept As Is"),
     (b"x-bytes", b"\xff\xfe \xc3\xa9"),
     (b"x-twice", b"one"),
     (b"x-twice", b"two"),
@@ -121,9 +118,9 @@ def test_the_rest_goes_through() -> None:
 )
 def test_named_by_connection(connection: list[bytes], gone: bool) -> None:
     """A header that Connection names ends here too, in both directions."""
-    pairs = [(b"Connection", value) for value in connection]
+    pairs = [(b"connection", value) for value in connection]
     assert (header(sent(*pairs, (b"x-secret", b"1")), b"x-secret") is None) is gone
-    assert (header(returned(*pairs, (b"X-Secret", b"1")), b"x-secret") is None) is gone
+    assert (header(returned(*pairs, (b"x-secret", b"1")), b"x-secret") is None) is gone
 
 
 @pytest.mark.parametrize("named", [b"host", b"authorization", b"content-length", b"transfer-encoding"])
@@ -137,9 +134,9 @@ def test_connection_cannot_take_ours(named: bytes) -> None:
 
 def test_codings() -> None:
     """What the client accepts is asked for as it was said; a plain answer replaces all of it."""
-    client = [(b"Accept-Encoding", b"br, GZIP;q=0.5"), (b"x-other", b"1"), (b"accept-encoding", b"zstd")]
+    client = [(b"accept-encoding", b"br, GZIP;q=0.5"), (b"x-other", b"1"), (b"accept-encoding", b"zstd")]
     assert [item for item in sent(*client) if item in client] == client
-    asked = request_headers(client, host=HOST, bearer="ours", plain=True)
+    asked = request_headers(client, [], host=HOST, bearer=b"ours", plain=True)
     assert [item for item in asked if item[0].lower() == b"accept-encoding"] == [
         (b"accept-encoding", b"identity")
     ]
@@ -150,9 +147,9 @@ def test_codings() -> None:
     [
         ([], []),
         ([(b"content-length", b"0")], [(b"content-length", b"0")]),
-        ([(b"Content-Length", b"12")], [(b"content-length", b"12")]),
+        ([(b"content-length", b"12")], [(b"content-length", b"12")]),
         ([(b"transfer-encoding", b"chunked")], [(b"transfer-encoding", b"chunked")]),
-        ([(b"Transfer-Encoding", b"gzip, chunked")], [(b"transfer-encoding", b"chunked")]),
+        ([(b"transfer-encoding", b"gzip, chunked")], [(b"transfer-encoding", b"chunked")]),
         (
             [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")],
             [(b"transfer-encoding", b"chunked")],
@@ -171,7 +168,7 @@ RETURNED = [
     (b"content-type", b"text/event-stream"),
     (b"content-length", b"12"),
     (b"content-encoding", b"gzip"),
-    (b"X-RateLimit-Limit-Requests", b"100"),
+    (b"x-ratelimit-limit-requests", b"100"),
     (b"x-ratelimit-remaining-tokens", b"99"),
     (b"retry-after", b"7"),
     (b"x-metrics-e2e-ms", b"12"),
@@ -191,7 +188,7 @@ def test_what_comes_back() -> None:
     "name",
     [
         b"alt-svc",
-        b"Set-Cookie",
+        b"set-cookie",
         b"set-cookie2",
         b"connection",
         b"keep-alive",
@@ -204,22 +201,16 @@ def test_not_returned(name: bytes) -> None:
     assert not any(CANARY in value for _, value in returned((name, CANARY)))
 
 
-def test_request_id_of_ours() -> None:
-    """An answer without a request id gets the proxy's own."""
-    assert returned((b"a", b"1")) == [(b"a", b"1"), (b"x-request-id", b"req_ours")]
-    assert header(returned((b"X-Request-ID", b"theirs")), b"x-request-id") == b"theirs"
-
-
 def test_connection_options() -> None:
     """Options of several Connection headers are put together, in lower case."""
-    headers = [(b"Connection", b"Close, A"), (b"x", b"b"), (b"connection", b"c")]
+    headers = [(b"connection", b"Close, A"), (b"x", b"b"), (b"connection", b"c")]
     assert connection_options(headers) == {b"close", b"a", b"c"}
     assert connection_options([]) == frozenset()
 
 
 def test_header() -> None:
-    """The first value of a header is found whatever its case."""
-    assert header([(b"A", b"1"), (b"a", b"2")], b"a") == b"1"
+    """The first value of a header is found."""
+    assert header([(b"b", b"0"), (b"a", b"1"), (b"a", b"2")], b"a") == b"1"
     assert header([(b"b", b"")], b"b") == b""
     assert header([], b"a") is None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -209,19 +208,21 @@ class TokenManager:
 
     def _usable(self, refused: Token | None, at_least: float) -> Token | None:
         now = self._clock.wall()
+        bad = [known.bearer for known in (refused, self._useless) if known]
         for token in self._tokens_in_use():
-            needed = max(min(at_least, token.refresh_window(self._window)), token.margin)
-            bad = [known.bearer for known in (refused, self._useless) if known]
-            if token.bearer not in bad and token.remaining(now) > needed:
+            needed = token.margin
+            if at_least > needed:
+                needed = max(min(at_least, token.refresh_window(self._window)), needed)
+            if token.remaining(now) > needed and token.bearer not in bad:
                 return token
         return None
 
-    def _tokens_in_use(self) -> Iterator[Token]:
+    def _tokens_in_use(self) -> tuple[Token, ...]:
         """The old token first for a moment: the edge learns of new tokens late (facts: API)."""
-        if self._overlap and self._clock.monotonic() < self._overlap[1]:
-            yield self._overlap[0]
-        if self._token:
-            yield self._token
+        token = self._token
+        if token and self._overlap and self._clock.monotonic() < self._overlap[1]:
+            return (self._overlap[0], token)
+        return (token,) if token else ()
 
     def _is_stale(self, refused: Token | None) -> bool:
         token = self._token

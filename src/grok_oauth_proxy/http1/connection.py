@@ -8,6 +8,7 @@ a client sends ahead waits.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import select
 from collections import deque
@@ -74,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._headers: Headers = []
         self._overhead = 0
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_until = math.inf
         self._looking: asyncio.TimerHandle | None = None
 
     # The connection.
@@ -87,7 +89,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._server.connections.discard(self)
-        self._stop_waiting()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self.may_write.set()
         for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
@@ -143,12 +146,19 @@ class Connection(asyncio.Protocol):
                 self._looking = self.loop.call_later(_LOOK, self._look)
 
     def _wait_idle(self) -> None:
-        self._idle_timer = self.loop.call_later(_KEEP_ALIVE, self.close)
+        """From now on the connection is idle, or a head takes its time."""
+        self._idle_until = self.loop.time() + _KEEP_ALIVE
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(_KEEP_ALIVE, self._idled)
 
-    def _stop_waiting(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+    def _idled(self) -> None:
+        """Close, unless there was a request meanwhile: one timer lasts for many."""
+        self._idle_timer = None
+        left = self._idle_until - self.loop.time()
+        if left <= 0:
+            self.close()
+        elif left < math.inf:
+            self._idle_timer = self.loop.call_later(left, self._idled)
 
     # Reading.
 
@@ -227,17 +237,10 @@ class Connection(asyncio.Protocol):
         if self._repeating:
             return
         self._overhead = 0
-        self._stop_waiting()
-        if len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers) > _MAX_HEAD:
-            raise OverflowError
+        self._idle_until = math.inf
         parser = self._parser
         version = parser.get_http_version()
-        hosts = sum(name == b"host" for name, _ in self._headers)
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise ValueError("RFC 9112 §3.2")
-        coding = header(self._headers, b"transfer-encoding")
-        if version not in ("1.0", "1.1") or (coding is not None and coding.strip().lower() != b"chunked"):
-            raise ValueError("not understood here")
+        self._check_head(version)
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
             self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(self._headers))
         raw_path, _, query = self._target.partition(b"?")
@@ -267,6 +270,22 @@ class Connection(asyncio.Protocol):
             self._ahead.append(exchange)
             self._pause_reading()
 
+    def _check_head(self, version: str) -> None:
+        """Raise OverflowError for a head that is too large, ValueError for what has no one meaning."""
+        size, hosts, codings = len(self._target), 0, []
+        for name, value in self._headers:
+            size += len(name) + len(value) + 4
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip().lower())
+        if size > _MAX_HEAD:
+            raise OverflowError
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise ValueError("RFC 9112 §3.2")
+        if version not in ("1.0", "1.1") or codings not in ([], [b"chunked"]):
+            raise ValueError("not understood here")
+
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
         if self._incoming is not None and self._incoming.feed(body):
@@ -283,9 +302,17 @@ class Connection(asyncio.Protocol):
     def _start(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._server.total_requests += 1
-        task = exchange.task = self.loop.create_task(exchange.run(self._app), name="request")
+        exchange.task = self.loop.create_task(self._give(exchange), name="request")
+
+    async def _give(self, exchange: Exchange) -> None:
+        """Give the answer; the server, when it ends, waits for what is in its set."""
+        task = exchange.task
+        assert task is not None  # noqa: S101 - for the type checker
         self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        try:
+            await exchange.run(self._app)
+        finally:
+            self._server.tasks.discard(task)
 
     def answered(self, exchange: Exchange, *, whole: bool) -> None:
         """The answer was given; what comes next on this connection?"""

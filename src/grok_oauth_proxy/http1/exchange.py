@@ -52,7 +52,8 @@ class Exchange:
         self._wire = wire
         self._expects = expects
         self._body = bytearray()
-        self._body_ended = False
+        self.whole = False
+        """All of the request has come."""
         self._gone = False
         self._news = asyncio.Event()
         self._head = b""
@@ -69,7 +70,7 @@ class Exchange:
         return len(self._body) > HIGH_WATER
 
     def end_body(self) -> None:
-        self._body_ended = True
+        self.whole = True
         self._news.set()
 
     def leave(self) -> None:
@@ -86,12 +87,8 @@ class Exchange:
         self.leave()
         self.answered = True
 
-    @property
-    def whole(self) -> bool:
-        return self._body_ended
-
     async def receive(self) -> Message:
-        if self._expects and not (self._body_ended or self.started):
+        if self._expects and not (self.whole or self.started):
             self._expects = False
             self._wire.write(_CONTINUE)
         if not self._news.is_set():
@@ -102,7 +99,7 @@ class Exchange:
         self._news.clear()
         data, self._body = bytes(self._body), bytearray()
         self._wire.resume_reading()
-        return {"type": "http.request", "body": data, "more_body": not self._body_ended}
+        return {"type": "http.request", "body": data, "more_body": not self.whole}
 
     # The answer.
 
@@ -120,7 +117,7 @@ class Exchange:
     def _begin(self, status: int, headers: Headers) -> None:
         self.started = True
         length = header(headers, b"content-length")
-        lines = [STATUS_LINES[status], *(b"%b: %b\r\n" % item for item in headers)]
+        lines = [STATUS_LINES[status], *[b"%b: %b\r\n" % item for item in headers]]
         if self.scope["method"] == "HEAD" or status in _BODILESS:
             self._framing = "none"
         elif length is not None:
@@ -130,7 +127,7 @@ class Exchange:
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
             self._framing, self.keep_alive = "close", False
-        self.keep_alive = self.keep_alive and self._body_ended and not self._wire.draining
+        self.keep_alive = self.keep_alive and self.whole and not self._wire.draining
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         elif self.scope["http_version"] == "1.0":
@@ -164,7 +161,7 @@ class Exchange:
             self._wire.answered(self, whole=whole)
 
     async def run(self, app: Application) -> None:
-        self.scope["state"]["body_begun"] = bool(self._body) or self._body_ended
+        self.scope["state"]["body"] = bytes(self._body) if self.whole else None
         if not self._wire.may_write.is_set():
             # Small answers to requests that were sent ahead must not pile up for a client that does not read.
             await self._wire.may_write.wait()

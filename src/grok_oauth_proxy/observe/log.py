@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
+import time
+from contextlib import suppress
+from typing import Final, TextIO
 
 from grok_oauth_proxy.events import (
     ChainAdopted,
@@ -18,6 +23,46 @@ from grok_oauth_proxy.events import (
 
 logger = logging.getLogger("grok_oauth_proxy")
 
+_GATHERED_FOR: Final = 0.05
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes to standard error. The lines of requests are gathered for 0.05 s and written with one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self._gathered: list[str] = []
+        self._second = -1
+        self._stamp = ""
+
+    def write_soon(self, text: str) -> None:
+        """A line at level INFO; it costs a fraction of a `LogRecord`."""
+        now = time.time()
+        if int(now) != self._second:
+            self._second = int(now)
+            self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        self._gathered.append(f"{self._stamp},{int(now % 1 * 1000):03d} INFO    {text}\n")
+        if len(self._gathered) == 1:
+            try:
+                asyncio.get_running_loop().call_later(_GATHERED_FOR, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        with suppress(OSError, ValueError):  # nobody reads any more; nowhere is left to say so
+            if gathered:
+                self.stream.write("".join(gathered))
+            super().flush()
+
+
+_lines = LineHandler()
+
 
 def configure_logging(level: str) -> None:
     """Log to standard error from `level` upward; libraries only when something is wrong.
@@ -25,10 +70,9 @@ def configure_logging(level: str) -> None:
     httpx, httpcore and h11 write headers at debug level, the bearer among them, so they never get there.
     What uvicorn reports as errors (an answer cut short on purpose) is told by our own events.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    _lines.setStream(sys.stderr)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_lines]
     root.setLevel(logging.WARNING)
     logger.setLevel(level.upper())
     for name in ("httpx", "httpcore", "h11", "asyncio", "filelock"):
@@ -41,18 +85,7 @@ def log_event(event: Event, /) -> None:
     """An observer."""
     match event:
         case RequestFinished():
-            ending = "" if event.ending == "complete" else f" {event.ending}"
-            logger.info(
-                "%s %s %d %.0fms in=%d out=%d %s%s",
-                event.method,
-                _shown(event.path),
-                event.status,
-                event.duration * 1000,
-                event.bytes_in,
-                event.bytes_out,
-                _shown(event.request_id),
-                ending,
-            )
+            _log_request(event)
         case RefreshSucceeded(lifetime=lifetime):
             logger.info("The access token was refreshed; the new one lives %.0f s.", lifetime)
         case RefreshFailed(reason=reason, message=message, terminal=terminal):
@@ -71,6 +104,17 @@ def log_event(event: Event, /) -> None:
             logger.warning("%s [%s]", meaning, kind)
 
 
+def _log_request(event: RequestFinished) -> None:
+    if logger.isEnabledFor(logging.INFO):
+        method, path, status, duration, _, count_in, count_out, request_id, ending = event
+        sizes = f"{duration * 1000:.0f}ms in={count_in} out={count_out}"
+        line = f"{method} {_shown(path)} {status} {sizes} {_shown(request_id)}"
+        _lines.write_soon(line if ending == "complete" else f"{line} {ending}")
+
+
 def _shown(text: str) -> str:
     """What somebody else chose, cut to a line's length and safe to write to a terminal."""
-    return text[:500].encode("unicode_escape").decode("ascii")
+    text = text[:500]
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii")

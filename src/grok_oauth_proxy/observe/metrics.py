@@ -94,6 +94,7 @@ class Metrics:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(name, text, registry=registry, buckets=_LATENCY)
 
+        self._children: dict[tuple[str, str, int], Counter] = {}
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
         self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
         self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
@@ -140,7 +141,10 @@ class Metrics:
     def _finish(self, event: RequestFinished) -> None:
         self._in_flight.dec()
         method = event.method if event.method in _METHODS else "other"
-        self._requests.labels(method, route_label(event.path), str(event.status)).inc()
+        key = method, route_label(event.path), event.status
+        if (child := self._children.get(key)) is None:
+            child = self._children[key] = self._requests.labels(*map(str, key))
+        child.inc()
         self._duration.observe(event.duration)
         if event.ttfb is not None:
             self._ttfb.observe(event.ttfb)

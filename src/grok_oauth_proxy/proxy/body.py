@@ -14,34 +14,27 @@ class ClientGone(Exception):
 class RequestBody:
     """What the client sends. `count`: bytes so far; `kept_whole`: whether it can be sent again.
 
-    `begun`: some of it has come already, so that a look at it waits for nothing.
+    `whole`: all of it, if that had come with the head; else it is received. Up to `limit` bytes are kept.
     """
 
-    def __init__(self, receive: Receive, *, expected: bool, begun: bool, limit: int) -> None:
+    def __init__(self, receive: Receive, *, whole: bytes | None, limit: int) -> None:
         self._receive = receive
-        self._expected = expected
-        self._begun = begun
         self._limit = limit
         self._kept: list[bytes] = []
         self._unkept = b""
-        self._ended = not expected
+        self.ended = whole is not None
         self.count = 0
         self.kept_whole = True
+        if whole:
+            self._note(whole)
+            self._unkept = b"" if self.kept_whole else whole
 
     def __repr__(self) -> str:
-        return f"RequestBody(count={self.count}, ended={self._ended})"
+        return f"RequestBody(count={self.count}, ended={self.ended})"
 
-    async def outgoing(self) -> bytes | AsyncIterator[bytes] | None:
-        """The body as it is to be sent: whole if it is known already, else as it comes; None without one."""
-        if not self._expected:
-            return None
-        if self._begun and not (self._ended or self.count):
-            first = await self._fetch()
-            if not self.kept_whole:
-                self._unkept = first
-        if self._ended and self.kept_whole:
-            return b"".join(self._kept)
-        return self.stream()
+    def outgoing(self) -> bytes | AsyncIterator[bytes]:
+        """The body as it is to be sent: in one piece if it is known already, else as it comes."""
+        return b"".join(self._kept) if self.ended and self.kept_whole else self.stream()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """What is kept, then what still comes. Raises `ClientGone`."""
@@ -50,7 +43,7 @@ class RequestBody:
         if self._unkept:
             chunk, self._unkept = self._unkept, b""
             yield chunk
-        while not self._ended:
+        while not self.ended:
             if chunk := await self._fetch():
                 yield chunk
 
@@ -65,11 +58,14 @@ class RequestBody:
         if message["type"] == "http.disconnect":
             raise ClientGone
         chunk: bytes = message.get("body", b"")
-        self._ended = not message.get("more_body", False)
+        self.ended = not message.get("more_body", False)
+        self._note(chunk)
+        return chunk
+
+    def _note(self, chunk: bytes) -> None:
         self.count += len(chunk)
         if self.count > self._limit:
             self.kept_whole = False
             self._kept.clear()
         elif chunk:
             self._kept.append(chunk)
-        return chunk

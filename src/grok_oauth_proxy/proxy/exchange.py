@@ -12,7 +12,7 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
-from grok_oauth_proxy.proxy.headers import Headers
+from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -26,8 +26,9 @@ class Exchange:
         self.raw_path: bytes = scope["raw_path"]
         self.target: bytes = scope["state"]["target"]
         self.headers: Headers = scope["headers"]
+        self.framing = body_framing(self.headers)
         self.body = body
-        self.request_id = new_request_id()
+        self.request_id = "-"
         self.ending: Literal["complete", "truncated", "client_gone", "refused"] = "client_gone"
         self._scope = scope
         self._send = send
@@ -42,6 +43,13 @@ class Exchange:
         return f"Exchange({self.method}, status={self._status}, ending={self.ending})"
 
     async def start(self, status: int, headers: Headers) -> None:
+        """Send the head, with a request id of ours if it has none."""
+        theirs = header(headers, b"x-request-id")
+        if theirs is None:
+            self.request_id = new_request_id()
+            headers.append((b"x-request-id", self.request_id.encode()))
+        else:
+            self.request_id = theirs.decode("latin-1")
         self._head_goes_out(status)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
@@ -56,6 +64,7 @@ class Exchange:
     async def refuse(self, error: ProxyError) -> None:
         """Answer with an error of our own; nothing may have been sent before."""
         self.ending = "refused"
+        self.request_id = new_request_id()
         self._head_goes_out(error.status)
         self._bytes_out = await send_error(self._send, error, self.request_id)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from functools import lru_cache
 
 from grok_oauth_proxy.asgi import Scope
 from grok_oauth_proxy.errors import ClientError
@@ -58,16 +59,16 @@ class FrontDoor:
             self._check_key(headers, self._api_key)
 
     def _check_host(self, scope: Scope, headers: Headers) -> str:
-        values = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+        values = [value for name, value in headers if name == b"host"]
         if not values and scope["http_version"] == "1.0":
             return ""
-        match = _HOST.fullmatch(values[0]) if len(values) == 1 else None
-        if match is None:
+        named = _host_and_name(values[0]) if len(values) == 1 else None
+        if named is None:
             raise ClientError("Send exactly one valid Host header.", code="bad_host")
-        name = match[1].strip("[]").rstrip(".")
+        host, name = named
         bound = (scope["server"] or ("",))[0].removeprefix("::ffff:")
-        if is_loopback(name) or name in (bound, self._bound_host) or {name, values[0]} & self._allowed_hosts:
-            return values[0]
+        if is_loopback(name) or name in (bound, self._bound_host) or {name, host} & self._allowed_hosts:
+            return host
         raise ClientError(
             "This proxy does not answer to that host name. Use 127.0.0.1, or add the name to "
             "PROXY_ALLOWED_HOSTS.",
@@ -95,6 +96,14 @@ class FrontDoor:
                 "(Authorization: Bearer, X-Api-Key or X-Proxy-Api-Key).",
                 code="invalid_api_key",
             )
+
+
+@lru_cache(maxsize=64)
+def _host_and_name(value: bytes) -> tuple[str, str] | None:
+    """A Host header in lower case, and the name or address in it; None if it is not valid."""
+    host = value.decode("latin-1").lower()
+    match = _HOST.fullmatch(host)
+    return (host, match[1].strip("[]").rstrip(".")) if match else None
 
 
 def _offered_key(name: bytes, value: bytes) -> bytes | None:

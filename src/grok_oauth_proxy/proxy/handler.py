@@ -6,7 +6,6 @@ Raw ASGI. What happens is told in events; counting and logging is done by whoeve
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.bugs import log_bug
@@ -24,7 +23,6 @@ from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import (
-    body_framing,
     header,
     request_headers,
     response_headers,
@@ -32,7 +30,7 @@ from grok_oauth_proxy.proxy.headers import (
 )
 from grok_oauth_proxy.proxy.peek import Peeked, peek
 from grok_oauth_proxy.proxy.recovery import Recovery, Step, TokenProvider
-from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
+from grok_oauth_proxy.proxy.rejections import PEEKED_STATUSES, RATE_LIMIT, STALE_TOKEN
 from grok_oauth_proxy.proxy.replies import not_resendable, unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
@@ -63,9 +61,7 @@ class Proxy:
         self._recovery = Recovery(tokens, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_body = bool(body_framing(scope["headers"]))
-        begun = scope["state"]["body_begun"]
-        body = RequestBody(receive, expected=has_body, begun=begun, limit=self._replay_limit)
+        body = RequestBody(receive, whole=scope["state"]["body"], limit=self._replay_limit)
         exchange = Exchange(scope, send, body, self._clock)
         self._observer(RequestStarted())
         try:
@@ -93,17 +89,17 @@ class Proxy:
 
     async def _answer(self, exchange: Exchange) -> None:
         peeked = await self._obtain(exchange)
-        async with aclosing(peeked.answer) as answer:
+        answer = peeked.answer
+        try:
             exchange.body.abandon()
-            headers = response_headers(answer.headers, request_id=exchange.request_id.encode())
-            exchange.request_id = (header(headers, b"x-request-id") or b"").decode("latin-1")
-            await exchange.start(answer.status, headers)
+            await exchange.start(answer.status, response_headers(answer.headers))
             if peeked.prefix:
                 await exchange.copy(peeked.prefix)
             while (chunk := await answer.chunk()) is not None:
                 await exchange.copy(chunk)
-            trailers = response_trailers(answer.trailers)
-        await exchange.end(trailers)
+        finally:
+            await answer.aclose()
+        await exchange.end(response_trailers(answer.trailers))
 
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
@@ -128,10 +124,10 @@ class Proxy:
                 return outcome
 
     def _life_needed(self, exchange: Exchange) -> float:
-        framing = body_framing(exchange.headers)
-        length = header(framing, b"content-length")
-        fits = not framing or (length is not None and int(length) <= self._replay_limit)
-        return 0.0 if fits else _UPLOAD_LIFE
+        if exchange.body.kept_whole and exchange.body.ended:
+            return 0.0
+        length = header(exchange.framing, b"content-length")
+        return 0.0 if length is not None and int(length) <= self._replay_limit else _UPLOAD_LIFE
 
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
         try:
@@ -148,10 +144,12 @@ class Proxy:
         return peeked
 
     async def _ask(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Peeked:
-        bearer = token.bearer.get_secret_value()
-        headers = request_headers(exchange.headers, host=self._upstream.host, bearer=bearer, plain=plain)
-        request = Request(exchange.method, target, headers, await exchange.body.outgoing())
-        return await peek(await self._upstream.send(request))
+        bearer, host = token.bearer.get_secret_value().encode("ascii"), self._upstream.host
+        headers = request_headers(exchange.headers, exchange.framing, host=host, bearer=bearer, plain=plain)
+        body = exchange.body.outgoing() if exchange.framing else None
+        request = Request(exchange.method, target, headers, body)
+        answer = await self._upstream.send(request)
+        return await peek(answer) if answer.status in PEEKED_STATUSES else Peeked(answer)
 
     async def _next_step(
         self, exchange: Exchange, outcome: Peeked | UpstreamFailure, token: Token, attempt: retry.Attempt
@@ -164,11 +162,11 @@ class Proxy:
         else:
             if outcome.answer.status < 500:
                 self._recovery.note_accepted(exchange.raw_path)
-            temporary = outcome.rejection in (None, RATE_LIMIT)
-            status, wait = outcome.answer.status, outcome.retry_after(self._clock.wall())
-            decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
-            if not temporary:
+            status = outcome.answer.status
+            if status not in retry.TEMPORARY or outcome.rejection not in (None, RATE_LIMIT):
                 return None
+            wait = outcome.retry_after(self._clock.wall())
+            decision = retry.after_answer(attempt, self._policy, status=status, retry_after=wait)
         if not isinstance(decision, retry.Resend) or not exchange.body.kept_whole:
             return None
         await asyncio.sleep(decision.delay)

@@ -1,11 +1,12 @@
 """Which headers go in and which come back. Pure: lists of byte pairs in, lists of byte pairs out.
 
 Law: hop-by-hop headers and those `Connection` names end here (RFC 9110 §7.6.1); no credential of the client
-goes out; our bearer is set last. Names are compared in lower case and kept as received.
+goes out; our bearer is set last. Names are in lower case: those who read them from a connection see to that.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
@@ -39,37 +40,37 @@ _NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
 _NOT_TRAILERS: Final = _NOT_RETURNED | {b"content-length", b"content-encoding", b"content-type"}
 
 
-def request_headers(client: Headers, *, host: bytes, bearer: str, plain: bool = False) -> Headers:
-    """The client's headers as the API gets them. A body of unknown length is sent chunked.
+def request_headers(
+    client: Headers, framing: Headers, *, host: bytes, bearer: bytes, plain: bool = False
+) -> Headers:
+    """The client's headers as the API gets them, with the `framing` of its body.
 
     `plain`: ask for an answer without content coding, whatever the client accepts.
     """
-    dropped = _NOT_SENT | connection_options(client) | (_CODINGS if plain else frozenset())
-    kept = [(b"host", host)]
-    kept += [
-        (name, value)
-        for name, value in client
-        if name.lower() not in dropped and not name.lower().startswith(b"x-forwarded-")
-    ]
+    dropped = _NOT_SENT
+    if options := connection_options(client):
+        dropped |= options
     if plain:
-        kept.append((b"accept-encoding", b"identity"))
-    kept += body_framing(client)
-    kept.append((b"authorization", b"Bearer " + bearer.encode("ascii")))
-    return kept
+        dropped |= _CODINGS
+    return [
+        (b"host", host),
+        *[item for item in client if item[0] not in dropped and not item[0].startswith(b"x-forwarded-")],
+        *([(b"accept-encoding", b"identity")] if plain else ()),
+        *framing,
+        (b"authorization", b"Bearer " + bearer),
+    ]
 
 
-def response_headers(upstream: Headers, *, request_id: bytes) -> Headers:
-    """The API's headers as the client gets them; `request_id` is added when the API gave none."""
-    dropped = _NOT_RETURNED | connection_options(upstream)
-    kept = [(name, value) for name, value in upstream if name.lower() not in dropped]
-    if header(kept, b"x-request-id") is None:
-        kept.append((b"x-request-id", request_id))
-    return kept
+def response_headers(upstream: Headers) -> Headers:
+    """The API's headers as the client gets them."""
+    options = connection_options(upstream)
+    dropped = _NOT_RETURNED | options if options else _NOT_RETURNED
+    return [item for item in upstream if item[0] not in dropped]
 
 
 def response_trailers(upstream: Headers) -> Headers:
     """What the API sent behind a chunked body, as the client gets it."""
-    return [(name, value) for name, value in upstream if name.lower() not in _NOT_TRAILERS]
+    return [item for item in upstream if item[0] not in _NOT_TRAILERS]
 
 
 def body_framing(client: Headers) -> Headers:
@@ -82,17 +83,18 @@ def body_framing(client: Headers) -> Headers:
 
 def connection_options(headers: Headers) -> frozenset[bytes]:
     """The header names that `Connection` declares to be for this hop only."""
-    return frozenset(
-        option.strip().lower()
-        for name, value in headers
-        if name.lower() == b"connection"
-        for option in value.split(b",")
-    )
+    values = [value for name, value in headers if name == b"connection"]
+    return _options(b",".join(values)) if values else frozenset()
+
+
+@lru_cache(maxsize=64)
+def _options(value: bytes) -> frozenset[bytes]:
+    return frozenset(option.strip().lower() for option in value.split(b","))
 
 
 def header(headers: Headers, wanted: bytes) -> bytes | None:
     """The first value of a header, or None."""
     for name, value in headers:
-        if name.lower() == wanted:
+        if name == wanted:
             return value
     return None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from grok_oauth_proxy.proxy.headers import header
 from grok_oauth_proxy.proxy.rejections import (
     OTHER,
     PEEK_LIMIT,
-    PEEKED_STATUSES,
     Rejection,
     classify,
     is_readable,
@@ -18,8 +17,7 @@ from grok_oauth_proxy.proxy.rejections import (
 from grok_oauth_proxy.proxy.upstream import Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Peeked:
+class Peeked(NamedTuple):
     """An answer, the first bytes of its body if they were looked at, and what it means if it is a refusal.
 
     `unreadable`: a 403 whose body, which decides, is in a coding that is not understood here.
@@ -43,9 +41,10 @@ class Peeked:
 
 
 async def peek(answer: Answer) -> Peeked:
-    """Read the start of a refusal's body; raises `UpstreamFailure` when it breaks off there."""
-    if answer.status not in PEEKED_STATUSES:
-        return Peeked(answer)
+    """Read the start of the body of an answer whose status is one of `PEEKED_STATUSES`.
+
+    Raises `UpstreamFailure` when it breaks off there.
+    """
     prefix = b""
     while len(prefix) < PEEK_LIMIT:
         chunk = await answer.chunk()

@@ -6,8 +6,8 @@ method may be repeated (RFC 9110 §9.2.2), and a connection that failed before a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 YOUNG: Final = 10.0
@@ -17,7 +17,8 @@ STALE_BUDGET: Final = 3.0
 
 _FIRST_WAIT: Final = 0.5
 _LAST_WAIT: Final = 1.5
-_RETRY_STATUSES: Final = frozenset({429, 502, 503})
+TEMPORARY: Final = frozenset({429, 502, 503})
+"""Statuses that may pass by themselves."""
 _LONGEST_RETRY_AFTER: Final = 30.0
 
 
@@ -29,8 +30,7 @@ class Policy:
     delay: float
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What has been tried for one request.
 
     Because of refused tokens it was sent again `resends` times, `waits` of them after a pause, and `waited`
@@ -45,16 +45,16 @@ class Attempt:
     waited: float = 0.0
 
     def retried(self) -> Attempt:
-        return replace(self, retries=self.retries + 1)
+        return self._replace(retries=self.retries + 1)
 
     def resent(self, *, paused: bool) -> Attempt:
-        return replace(self, resends=self.resends + 1, waits=self.waits + paused)
+        return self._replace(resends=self.resends + 1, waits=self.waits + paused)
 
     def refreshed(self) -> Attempt:
-        return replace(self, refreshes=self.refreshes + 1)
+        return self._replace(refreshes=self.refreshes + 1)
 
     def having_waited(self, seconds: float) -> Attempt:
-        return replace(self, waited=seconds)
+        return self._replace(waited=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def after_stale_token(
 
 def after_answer(attempt: Attempt, policy: Policy, *, status: int, retry_after: float | None) -> Decision:
     """The API answered, and did not refuse the token; `retry_after` seconds if it named some."""
-    if status not in _RETRY_STATUSES or attempt.method not in IDEMPOTENT:
+    if status not in TEMPORARY or attempt.method not in IDEMPOTENT:
         return Deliver()
     if attempt.retries >= policy.attempts or (retry_after or 0.0) > _LONGEST_RETRY_AFTER:
         return Deliver()

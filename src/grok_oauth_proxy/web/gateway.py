@@ -91,8 +91,8 @@ def _refusal(error: ProxyError) -> Application:
 
 
 def _refuse_upgrade(scope: Scope) -> None:
-    wanted = header(scope["headers"], b"upgrade") or b""
-    if b"upgrade" in connection_options(scope["headers"]) and wanted.lower() == b"websocket":
+    wanted = header(scope["headers"], b"upgrade")
+    if wanted and wanted.lower() == b"websocket" and b"upgrade" in connection_options(scope["headers"]):
         raise ClientError(
             "This version of the proxy forwards HTTP only, no WebSockets. Use the HTTP endpoints.",
             code="upgrade_not_supported",

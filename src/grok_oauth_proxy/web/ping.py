@@ -25,7 +25,8 @@ async def ping_models(tokens: TokenProvider, upstream: Upstream, clock: Clock) -
     try:
         async with asyncio.timeout(_PATIENCE):
             token = await tokens.get()
-            headers = request_headers([], host=upstream.host, bearer=token.bearer.get_secret_value())
+            bearer = token.bearer.get_secret_value().encode("ascii")
+            headers = request_headers([], [], host=upstream.host, bearer=bearer)
             answer = await upstream.send(Request("GET", upstream.base_path + b"/models", headers, None))
     except TimeoutError:
         return result(None, "timeout")

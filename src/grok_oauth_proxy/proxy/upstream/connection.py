@@ -39,23 +39,19 @@ class Answer:
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
-        self._whole = False
+        self.over = False
+        """Nothing more will come."""
         self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
-        return f"Answer(status={self.status}, waiting={self._size}, whole={self._whole})"
-
-    @property
-    def over(self) -> bool:
-        """Nothing more will come."""
-        return self._whole or self._failure is not None
+        return f"Answer(status={self.status}, waiting={self._size}, over={self.over})"
 
     async def chunk(self) -> bytes | None:
         """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
         while not self._chunks:
             if self._failure is not None:
                 raise self._failure
-            if self._whole:
+            if self.over:
                 return None
             await self._news()
         data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -110,12 +106,13 @@ class Answer:
         return self._size
 
     def end(self) -> None:
-        self._whole = True
+        self.over = True
         self._wake()
 
     def fail(self, failure: BaseException) -> None:
         if not self.over:
             self._failure = failure
+            self.over = True
             self._wake()
 
     def _wake(self) -> None:
@@ -190,7 +187,8 @@ class Connection(asyncio.Protocol):
         self._method, self._overhead, self._untouched = request.method, 0, True
         self._keep_alive = self._until_close = False
         self._active_at = self.loop.time()
-        self._watchdog = self.loop.call_later(self._patience, self._watch)
+        if self._watchdog is None:
+            self._watchdog = self.loop.call_later(self._patience, self._watch)
         if request.body is None:
             self._transport.write(head)
         elif isinstance(request.body, bytes):
@@ -277,6 +275,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_write.set()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         self._on_lost(self)
         if self._answer is not None:
             if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
@@ -335,8 +335,6 @@ class Connection(asyncio.Protocol):
     def _settle(self) -> None:
         """The answer is over: keep the connection for the next one, or close it."""
         answer, self._answer = self._answer, None
-        if self._watchdog is not None:
-            self._watchdog.cancel()
         reusable = self._keep_alive and not self._surplus and answer is not None and not answer.uploading
         if reusable and self._transport is not None and not self._transport.is_closing():
             self.resume_reading()
@@ -352,7 +350,11 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _watch(self) -> None:
-        """Runs when `patience` may be over; a stall that the client causes does not count."""
+        """Runs when `patience` may be over; a stall that the client causes does not count.
+
+        One timer lasts for many requests.
+        """
+        self._watchdog = None
         if self._answer is None:
             return
         now = self.loop.time()

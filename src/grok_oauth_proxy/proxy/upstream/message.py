@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from grok_oauth_proxy.proxy.headers import Headers, header
 
@@ -22,8 +22,7 @@ class UpstreamFailure(Exception):
         self.stale = stale
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What to send. `target` is the path and query as bytes; `body` is None when there is none.
 
     A body comes whole, or as it is produced; `headers` say how it is framed.
