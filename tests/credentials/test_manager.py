@@ -638,6 +638,88 @@ async def test_link_whose_answer_was_lost(world: World, reason: str, doubtful: b
     assert (tokens.seconds_until_due() == pytest.approx(until_spent)) is doubtful
 
 
+async def in_doubt(world: World, *, left: float = 200.0) -> TokenManager:
+    """A manager whose link was sent, its answer lost, and its grace is over; `left`: the token's seconds."""
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + left))))
+    world.server.script = [Transient("broken_off")]
+    tokens = await world.started()
+    await tokens.refresh_ahead()
+    world.hands.advance(41)
+    return tokens
+
+
+async def test_grace_counts_from_the_sending(world: World) -> None:
+    """However long the answers take to be lost, a link is not sent later than 40 s after it was first."""
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 250))))
+    world.server.script = [Transient("timeout")] * 20
+    sent_at: list[float] = []
+
+    def slow(_: Grant) -> None:
+        sent_at.append(world.hands.wall)
+        world.hands.advance(19)
+
+    world.server.inquiry = slow
+    tokens = await world.started()
+    for _ in range(6):
+        world.hands.advance(max(0.0, min(5.0, tokens.seconds_until_due())))
+        await tokens.refresh_ahead()
+    assert len(sent_at) > 1
+    assert all(moment - NOW <= 40 for moment in sent_at)
+
+
+async def test_doubtful_link_is_kept_back(world: World) -> None:
+    """While the access token lasts, no refused token and no long upload has a doubtful link sent."""
+    tokens = await in_doubt(world)
+    token = await tokens.get()
+    assert await tokens.get(at_least=3600) == token
+    with pytest.raises(CredentialsUnavailable) as caught:
+        await tokens.get(refused=token)
+    assert caught.value.code == "link_in_doubt"
+    assert await tokens.get() == token
+    assert world.server.sent == ["refresh-a"]
+
+
+async def test_doubtful_link_is_the_last_resort(world: World) -> None:
+    """Once the access token is used up, the doubtful link is all there is, and is sent."""
+    tokens = await in_doubt(world)
+    world.hands.advance(200)
+    await tokens.get()
+    assert world.server.sent == ["refresh-a", "refresh-a"]
+
+
+async def test_doubt_outlives_the_process(world: World) -> None:
+    """A restart does not make a doubtful link good; within the grace it may be sent again."""
+    await in_doubt(world)
+    later = await world.started()
+    assert later.seconds_until_due() > 100
+    await later.refresh_ahead()
+    assert world.server.sent == ["refresh-a"]
+    world.hands.advance(-30)
+    await (await world.started()).refresh_ahead()
+    assert world.server.sent == ["refresh-a", "refresh-a"]
+
+
+async def test_killed_while_the_link_is_out(world: World) -> None:
+    """That a link is being sent is on the disk before it is, so that the next process knows."""
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 200))))
+    known: list[bool] = []
+    world.server.inquiry = lambda grant: known.append(
+        (sending := world.remembered().sending) is not None and sending.link == grant.fingerprint
+    )
+    await (await world.started()).refresh_ahead()
+    assert known == [True]
+    assert world.remembered().sending is None
+
+
+async def test_another_login_is_not_in_doubt(world: World) -> None:
+    """The doubt is about one link: a login that takes its place is refreshed as any other."""
+    tokens = await in_doubt(world)
+    world.hold(store(block(link("refresh-b", issued=world.hands.wall - LIFETIME + 100))))
+    await tokens.reload()
+    await tokens.refresh_ahead()
+    assert world.server.sent == ["refresh-a", "refresh-b"]
+
+
 async def test_reload_ends_the_pause(world: World) -> None:
     """A login that appears during the pause is used at once."""
     world.hold(store(block(OLD)))
@@ -661,6 +743,23 @@ async def test_suspended(world: World, jump: float) -> None:
     world.server.inquiry = sleep
     tokens = await world.started()
     assert (await refusal(tokens)).code == "suspended"
+    assert world.server.sent == ["refresh-a"]
+
+
+@pytest.mark.parametrize("jump", [3600.0, -61.0])
+async def test_suspended_with_a_valid_token(world: World, jump: float) -> None:
+    """What is left of the access token after a suspend is used up before the link is sent again."""
+
+    def sleep(_: Grant) -> None:
+        world.hands.wall += jump
+
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 290 + max(0.0, jump)))))
+    world.server.script = [Transient("broken_off")]
+    world.server.inquiry = sleep
+    tokens = await world.started(window=4000)
+    await tokens.refresh_ahead()
+    world.hands.advance(100)
+    await tokens.refresh_ahead()
     assert world.server.sent == ["refresh-a"]
 
 

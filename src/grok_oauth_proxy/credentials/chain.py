@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from grok_oauth_proxy.credentials.state import State, StateFile
+from grok_oauth_proxy.credentials.state import Sending, State, StateFile
 from grok_oauth_proxy.credentials.token import Grant
 from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import ChainAdopted, Observer, StoreTrouble
@@ -140,6 +140,23 @@ class Chain:
             return
         if self._verdict(chosen) is None:
             self.state = self.state.after_rotation(before, chosen)
+
+    def sending_since(self, grant: Grant) -> float | None:
+        """When (wall) this link was first sent without a verdict coming back; None when it was not."""
+        sending = self.state.sending
+        return sending.at if sending and sending.link == grant.fingerprint else None
+
+    def note_sending(self, grant: Grant, at: float) -> None:
+        """Save that the link was sent: whatever happens now, this process or the next must know."""
+        since = self.sending_since(grant)
+        if since is None or at < since:
+            self.state = replace(self.state, sending=Sending(grant.fingerprint, at))
+            self._save_state()
+
+    def note_unspent(self) -> None:
+        """The answer says that the link was not spent."""
+        self.state = replace(self.state, sending=None)
+        self._save_state()
 
     def rehearse(self) -> bool:
         """Whether the store would take a successor, tried before the link is spent (a full disk, above all).

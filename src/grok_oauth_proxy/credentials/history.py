@@ -6,7 +6,6 @@ there is no next try.
 
 from __future__ import annotations
 
-import math
 import random
 from typing import Final
 
@@ -14,12 +13,6 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.events import RefreshFailed
 
 _MAX_BACKOFF: Final = 60.0
-_GRACE: Final = 50.0
-"""Seconds in which a link may be sent again when its answer was lost; the server allows about 60."""
-_AMBIGUOUS: Final = frozenset(
-    {"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply", "http_502", "http_504"}
-)
-"""Failures after which the server may have rotated all the same."""
 
 
 class RefreshHistory:
@@ -33,8 +26,6 @@ class RefreshHistory:
         self.failures = 0
         self._in_a_row = 0
         self._retry_at = 0.0
-        self._sent_in_vain = math.inf
-        """When the link was first sent without a verdict coming back."""
 
     def __repr__(self) -> str:
         return f"RefreshHistory(problem={self.problem}, successes={self.successes}, failures={self.failures})"
@@ -54,11 +45,6 @@ class RefreshHistory:
         """Nothing may be sent now."""
         return self.problem is not None and (self.dead or self.pause > 0)
 
-    @property
-    def link_in_doubt(self) -> bool:
-        """The link may have been spent by a refresh whose answer was lost, too long ago to send it again."""
-        return self._clock.monotonic() - self._sent_in_vain > _GRACE
-
     def succeeded(self) -> None:
         self.successes += 1
         self.healed()
@@ -66,7 +52,6 @@ class RefreshHistory:
     def healed(self) -> None:
         """There is a good token again, wherever it came from."""
         self.problem = None
-        self._sent_in_vain = math.inf
         self._retry_at = 0.0
         self._in_a_row = 0
 
@@ -74,8 +59,6 @@ class RefreshHistory:
         """A try failed; the server asked for a pause of `retry_after` seconds."""
         self.problem = failure
         self.failures += 1
-        if failure.reason in _AMBIGUOUS:
-            self._sent_in_vain = min(self._sent_in_vain, self._clock.monotonic())
         # Jitter needs no cryptographic randomness.
         backoff = min(_MAX_BACKOFF, 2.0**self._in_a_row) * random.uniform(0.5, 1.0)  # noqa: S311
         self._in_a_row += 1

@@ -19,6 +19,7 @@ from grok_oauth_proxy.credentials.history import RefreshHistory
 from grok_oauth_proxy.credentials.messages import (
     BEHIND,
     BLOCKED,
+    DOUBTFUL,
     EXPIRED_REPLY,
     LOST,
     NO_ROOM,
@@ -32,6 +33,13 @@ from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
 from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, StoreTrouble
 
 _OVERLAP = 10.0
+_GRACE = 40.0
+"""Seconds in which a link may be sent again when its answer was lost. The server allows about 60, counted
+from when it had the link, and the sending itself may take 20."""
+_AMBIGUOUS = frozenset(
+    {"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply", "http_502", "http_504"}
+)
+"""Failures after which the server may have rotated all the same."""
 _SUSPENDED = 60.0
 """Seconds by which wall clock and monotonic clock must differ to say that the system slept."""
 
@@ -159,8 +167,7 @@ class TokenManager:
         if token is None or self._history.dead:
             return math.inf
         due = token.remaining(self._clock.wall()) - token.refresh_window(self._window)
-        if self._history.link_in_doubt:
-            # Sending it again could end the login at once: first what is left of the access token is used.
+        if self._link_in_doubt():
             due = token.remaining(self._clock.wall()) - token.margin
         if self._chain.unfinished:
             due = 0.0
@@ -230,6 +237,18 @@ class TokenManager:
             return True
         return token.remaining(self._clock.wall()) <= token.refresh_window(self._window)
 
+    def _link_in_doubt(self) -> bool:
+        """Sending the link again could end the login at once: its answer was lost, and the grace is over.
+
+        A clock that was put back, or forward by a suspend, tells nothing, so that it counts as over.
+        """
+        since = self._chain.sending_since(self._chain.grant) if self._chain.grant else None
+        return since is not None and not 0 <= self._clock.wall() - since <= _GRACE
+
+    def _must_wait(self, token: Token) -> bool:
+        """While its link is in doubt, the token is used up first, even where a path refuses it."""
+        return self._link_in_doubt() and token.remaining(self._clock.wall()) > token.margin
+
     async def _refresh(self, refused: Token | None) -> None:
         if self._history.blocked:
             return
@@ -281,6 +300,8 @@ class TokenManager:
         chain = self._chain
         await asyncio.to_thread(chain.synchronise)
         while chain.grant and self._is_stale(refused) and not chain.verdict:
+            if self._must_wait(chain.grant.token):
+                raise StoreProblem(DOUBTFUL, code="link_in_doubt")
             if not await asyncio.to_thread(chain.rehearse):
                 raise StoreProblem(NO_ROOM, code="store_not_writable")
             before = chain.grant.token
@@ -297,6 +318,8 @@ class TokenManager:
         if (client_id := self.client_id) is None:
             self._fail(RefreshFailed("no_client_id", BLOCKED["no_client_id"], terminal=True))
             return False
+        first = self._chain.sending_since(grant) is None
+        await asyncio.to_thread(self._chain.note_sending, grant, self._clock.wall())
         drift = self._clock.wall() - self._clock.monotonic()
         outcome = await self._server.refresh(grant, client_id)
         match outcome:
@@ -307,10 +330,15 @@ class TokenManager:
                 await asyncio.to_thread(self._chain.bury, grant, error)
                 return True
             case NotEntitled():
+                await asyncio.to_thread(self._chain.note_unspent)
                 self._fail(RefreshFailed("not_entitled", BLOCKED["not_entitled"], terminal=True))
             case Transient(reason, retry_after):
                 if abs(self._clock.wall() - self._clock.monotonic() - drift) > _SUSPENDED:
                     reason = "suspended"
+                    # Nobody knows how long ago it was sent.
+                    await asyncio.to_thread(self._chain.note_sending, grant, 0.0)
+                if first and reason not in _AMBIGUOUS:
+                    await asyncio.to_thread(self._chain.note_unspent)
                 message = TRANSIENT.format(reason=reason)
                 self._fail(RefreshFailed(reason, message, terminal=False), retry_after)
         return False

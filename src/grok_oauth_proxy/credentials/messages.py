@@ -30,6 +30,12 @@ TRANSIENT: Final = (
     "network and https://status.x.ai."
 )
 
+DOUBTFUL: Final = (
+    "The answer to the last refresh was lost, so the refresh token may be spent; sending it again now could "
+    "end the login. The access token is used up first. If the API no longer takes that, sign in again with "
+    "`hermes auth add xai-oauth`."
+)
+
 EXPIRED_REPLY: Final = (
     "The authorization server gave an access token that has already expired. Check this machine's clock; "
     "trying again by itself."

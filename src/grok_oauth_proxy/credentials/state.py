@@ -22,6 +22,14 @@ _REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """A link that was sent without a verdict coming back, and when that was first: wall seconds."""
+
+    link: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """What the file holds. Links of the chain are named by their fingerprints, newest last in each mapping.
 
@@ -35,6 +43,7 @@ class State:
     successors: dict[str, str] = field(default_factory=dict)
     dead: dict[str, str] = field(default_factory=dict)
     last_refresh: dict[str, str | bool | None] = field(default_factory=dict)
+    sending: Sending | None = None
 
     def newest(self, fingerprint: str) -> str:
         """The link at the end of the chain that leads from this one, as far as it is known."""
@@ -44,9 +53,9 @@ class State:
 
     def after_rotation(self, old: Grant, new: Grant) -> State:
         if old.fingerprint == new.fingerprint:
-            return replace(self, grant=new)
+            return replace(self, grant=new, sending=None)
         successors = _newest_last(self.successors, {old.fingerprint: new.fingerprint})
-        return replace(self, grant=new, successors=successors)
+        return replace(self, grant=new, successors=successors, sending=None)
 
     def after_death(self, fingerprint: str, verdict: str) -> State:
         return replace(self, dead=_newest_last(self.dead, {fingerprint: verdict}))
@@ -62,7 +71,15 @@ class State:
             successors=successors,
             dead=_newest_last(self.dead, memory.dead),
             last_refresh=memory.last_refresh or self.last_refresh,
+            sending=_first(self.sending, memory.sending),
         )
+
+
+def _first(disk: Sending | None, memory: Sending | None) -> Sending | None:
+    """Another process may have sent the same link before; a different link on the disk is the newer one."""
+    if disk and memory and disk.link == memory.link:
+        return min(disk, memory, key=lambda sending: sending.at)
+    return disk or memory
 
 
 def _newest_last(older: dict[str, str], newer: dict[str, str]) -> dict[str, str]:
@@ -83,6 +100,10 @@ class StateFile:
         Raises `StoreProblem`.
         """
         directory, repaired = self.path.parent, []
+        if self.path.is_dir():
+            raise StoreProblem(
+                f"{self.path} is a folder. Set GROK_PROXY_AUTH_STATE to a file in it.", code="state_unusable"
+            )
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             candidates = [directory] if directory.name == "grok-oauth-proxy" else []
@@ -141,6 +162,7 @@ def _encode(state: State) -> dict[str, Any]:
         "successors": state.successors,
         "dead": state.dead,
         "last_refresh": state.last_refresh,
+        "sending": {"link": state.sending.link, "at": state.sending.at} if state.sending else None,
     }
 
 
@@ -159,7 +181,7 @@ def _encode_grant(grant: Grant) -> dict[str, Any]:
 def _decode(content: dict[str, Any]) -> State:
     if content["version"] != _VERSION:
         raise ValueError("unknown version")
-    tokens = content["tokens"]
+    tokens, sending = content["tokens"], content.get("sending")
     return State(
         source=_text(content["source"]),
         client_id=_optional_text(content["client_id"]),
@@ -167,6 +189,7 @@ def _decode(content: dict[str, Any]) -> State:
         successors=_mapping(content["successors"]),
         dead=_mapping(content["dead"]),
         last_refresh={key: _plain(value) for key, value in content["last_refresh"].items()},
+        sending=Sending(_text(sending["link"]), _moment(sending["at"])) if sending else None,
     )
 
 
