@@ -194,6 +194,9 @@ def test_the_error_behind_the_line(environment: pytest.MonkeyPatch) -> None:
 
 MISSPELT = {
     "PROXY_APIKEY": "PROXY_API_KEY",
+    "PROXY_PASSWORD": "PROXY_API_KEY",
+    "PROXY_AUTH_KEY": "PROXY_API_KEY",
+    "PROXY_ACCESS_TOKEN": "PROXY_API_KEY",
     "PROXY_API_KEYS": "PROXY_API_KEY",
     "PROXY_HOSTS": "PROXY_HOST",
     "PROXY_PORTS": "PROXY_PORT",

@@ -102,6 +102,18 @@ def test_many_paths_that_refuse(home: Home, own_sim: Sim) -> None:
         assert own_sim.counters()["refreshes"] <= 5
 
 
+def test_paths_that_refuse_do_not_hurt_others(home: Home, own_sim: Sim) -> None:
+    """After many paths refused every token, one that took tokens has its stale one refreshed as ever."""
+    home.write_store(provider_store(own_sim.login()))
+    refused = {"x-sim": "reject=stale-401"}
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.http.post("/v1/echo").status_code == 200
+        for number in range(6):
+            assert proxy.http.get(f"/v1/echo/{number}", headers=refused).status_code == 401
+        own_sim.http.post("/_sim/expire-access").raise_for_status()
+        assert proxy.http.post("/v1/echo").status_code == 200
+
+
 def test_large_body_and_a_young_token(home: Home, own_sim: Sim) -> None:
     """An upload that cannot be sent again spends no refresh on a token the edge does not know yet."""
     own_sim.patch(edge_lag=30)

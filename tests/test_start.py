@@ -123,6 +123,8 @@ def test_open_port_with_key_asks_for_it_everywhere(home: Home, own_sim: Sim) -> 
         ("XAI_OAUTH_ISSUER", "http://auth.x.ai", "only https addresses on x.ai"),
         ("XAI_BASE_URL", "http://127.0.0.1:1/v1", "only https addresses on x.ai"),
         ("PROXY_HOST", "no.such.host.invalid", "PROXY_HOST"),
+        ("PROXY_HOST", "a..localhost", "PROXY_HOST"),
+        ("XAI_BASE_URL", f"https://{'a' * 64}.x.ai/v1", "only https addresses on x.ai"),
         ("ALL_PROXY", "ftp://127.0.0.1:1", "ALL_PROXY"),
         ("HTTPS_PROXY", "https://127.0.0.1:1", "HTTPS_PROXY"),
         ("HTTPS_PROXY", "http://[bad", "HTTPS_PROXY"),
@@ -168,6 +170,26 @@ def test_unusable_state_folder(home: Home, own_sim: Sim) -> None:
     code, line = refusal(environment(home, own_sim))
     assert code == 3
     assert "GROK_PROXY_AUTH_STATE" in line
+
+
+def test_state_that_is_a_folder(home: Home, own_sim: Sim) -> None:
+    """A folder where the state file should be is named, and its permissions are left alone."""
+    home.write_store(provider_store(own_sim.login()))
+    shared = home.path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    code, line = refusal(environment(home, own_sim, GROK_PROXY_AUTH_STATE=shared))
+    assert code == 3
+    assert "is a folder" in line
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
+def test_ipv6_in_brackets(home: Home, own_sim: Sim) -> None:
+    """An IPv6 address may be written as in a URL."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_HOST="[::1]") as proxy:
+        assert proxy.url.startswith("http://[::1]:")
+        assert proxy.http.get("/v1/models").status_code == 200
 
 
 def test_state_permissions_are_repaired(home: Home, own_sim: Sim) -> None:

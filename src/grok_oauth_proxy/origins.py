@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-_TRUSTED = re.compile(r"([a-z0-9-]+\.)*x\.ai")
+_TRUSTED = re.compile(r"([a-z0-9-]{1,63}\.)*x\.ai")
 
 
 class UntrustedOrigin(ValueError):

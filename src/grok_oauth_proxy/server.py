@@ -62,7 +62,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError:
+    except (OSError, UnicodeError):  # the second from a label that IDNA can't encode
         raise ConfigurationError(f"PROXY_HOST {host!r} is not an address of this machine.") from None
     last = min(port + FURTHER_PORTS, 65535) if port else 0
     for candidate in range(port, last + 1):

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("its ~ names no home directory") from None
 
+    @field_validator("proxy_host")
+    @classmethod
+    def _bare_address(cls, value: str) -> str:
+        return value.strip("[]")  # as IPv6 addresses are written in URLs
+
     @field_validator("proxy_api_key")
     @classmethod
     def _header_safe(cls, value: SecretStr | None) -> SecretStr | None:
@@ -150,6 +155,8 @@ def _refuse_misspellings(environment: Iterable[str]) -> None:
         # A mistyped PROXY_API_KEY would leave the port open, so these prefixes are judged more strictly.
         cutoff = 0.8 if bare.startswith(("PROXY", "GROK")) else 0.9
         match = swapped or difflib.get_close_matches(bare, squeezed, n=1, cutoff=cutoff)
+        if not match and re.fullmatch(r"PROXY_.*(KEY|TOKEN|PASSWORD|SECRET)", name.upper()):
+            match = ["PROXYAPIKEY"]
         if match:
             raise ConfigurationError(
                 f"{name} is not a setting. Did you mean {squeezed[match[0]]}? Rename or unset it."

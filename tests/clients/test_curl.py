@@ -208,7 +208,7 @@ def test_target(shared_proxy: Proxy, target: str) -> None:
     assert json.loads(written)["target"] == target
 
 
-@pytest.mark.parametrize("path", ["/v1/../_sim/state", "/v1/echo/%2e%2e/x", "/v1/./echo", "/v1/echo/..%5Cx"])
+@pytest.mark.parametrize("path", ["/v1/../_sim/state", "/v1/%2e%2e/x", "/v1/echo/../../x", "/v1/..%5Cx"])
 def test_dot_segments(shared_proxy: Proxy, shared_sim: Sim, path: str) -> None:
     """A path that could leave the API's own is refused, and nothing is sent on."""
     before = shared_sim.counters()["api_requests"]

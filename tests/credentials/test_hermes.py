@@ -332,6 +332,18 @@ def test_unwritable(others_folder: Path, what: str) -> None:
     assert as_nobody(statement, hermes.paths[0]).stdout == f"{hermes.paths[0]}\n"
 
 
+@as_root
+def test_sticky_folder(others_folder: Path) -> None:
+    """In a folder like /tmp a file that belongs to another user can be written, but not replaced."""
+    hermes = at(others_folder, store(block(A)))
+    others_folder.chmod(0o1777)
+    hermes.paths[0].chmod(0o666)
+    statement = "print(HermesStore((Path(sys.argv[1]),)).unwritable())"
+    assert as_nobody(statement, hermes.paths[0]).stdout == f"{hermes.paths[0]}\n"
+    others_folder.chmod(0o777)
+    assert as_nobody(statement, hermes.paths[0]).stdout == "None\n"
+
+
 def test_writable(tmp_path: Path) -> None:
     """A store that can be written is fit for refreshing, and one that is absent is not in the way."""
     hermes = at(tmp_path, store(block(A)))

@@ -267,6 +267,7 @@ def test_no_retries() -> None:
     none = Policy(attempts=0, delay=1.0)
     assert after_answer(Attempt("GET"), none, status=503, retry_after=None) == Deliver()
     assert after_failure(Attempt("GET"), none, sent=False) == Deliver()
+    assert after_failure(Attempt("GET"), none, sent=True, stale=True) == Deliver()
 
 
 def test_attempts_are_counted_apart() -> None:

@@ -152,6 +152,13 @@ def _replaced(temporary: Path, target: Path) -> bool:
     return True
 
 
+def may_replace(path: Path) -> bool:
+    """Whether this user may put another file in the place of `path`; in a sticky folder only an owner may."""
+    folder = path.parent.stat()
+    owners = (0, folder.st_uid, path.stat().st_uid)
+    return os.access(path.parent, os.W_OK) and (not folder.st_mode & stat.S_ISVTX or os.geteuid() in owners)
+
+
 def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

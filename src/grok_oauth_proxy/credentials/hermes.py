@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from grok_oauth_proxy.credentials.files import locked, read_json, rehearse_write, write_json
+from grok_oauth_proxy.credentials.files import locked, may_replace, read_json, rehearse_write, write_json
 from grok_oauth_proxy.credentials.token import Grant, read_token, refresh_text
 from grok_oauth_proxy.errors import StoreProblem
 
@@ -49,7 +49,9 @@ class HermesStore:
             try:
                 grants = _grants(read_json(path))
             except StoreProblem as problem:
-                problems.append(StoreProblem(f"{problem.message} {_SIGN_IN}", code=problem.code))
+                # Signing in writes a store where there is none, or none that can be read; else it is no help.
+                help_ = f" {_SIGN_IN}" if problem.code in ("missing", "corrupt") else ""
+                problems.append(StoreProblem(problem.message + help_, code=problem.code))
                 continue
             if grants:
                 return grants
@@ -89,8 +91,9 @@ class HermesStore:
                 continue
             target = Path(os.path.realpath(path))
             lock = path.with_name("auth.lock")
-            writable = os.access(target, os.W_OK) and os.access(target.parent, os.W_OK)
-            if not writable or not os.access(lock if lock.exists() else path.parent, os.W_OK):
+            if not (os.access(target, os.W_OK) and may_replace(target)) or not os.access(
+                lock if lock.exists() else path.parent, os.W_OK
+            ):
                 return path
         return None
 

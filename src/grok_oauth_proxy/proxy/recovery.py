@@ -18,7 +18,8 @@ _FUTILE_FOR: Final = 300.0
 """Seconds for which a path that refused a new token too causes no refresh. The edge has been seen to take two
 minutes to learn of a token (facts: API)."""
 _FUTILE_PATHS: Final = 5
-"""When so many paths refuse new tokens, none causes a refresh."""
+"""When so many paths refuse new tokens, no path causes a refresh that never took a token."""
+_ACCEPTED_PATHS: Final = 256
 
 Step = tuple[Token, retry.Attempt]
 
@@ -38,13 +39,18 @@ class Recovery:
         self._clock = clock
         self._futile: dict[bytes, float] = {}
         """The paths that refused a new token too, and when (monotonic)."""
+        self._accepted: dict[bytes, None] = {}
+        """The paths that took a token, the newest last."""
         self._doubted: Token | None = None
         """The token last refused while a body was sent that could not be sent again."""
 
     def note_accepted(self, path: bytes) -> None:
         """The API took a token on this path."""
-        if self._futile:
+        if path not in self._accepted:
+            self._accepted[path] = None
             self._futile.pop(path, None)
+            if len(self._accepted) > _ACCEPTED_PATHS:
+                del self._accepted[next(iter(self._accepted))]
 
     async def step(
         self, token: Token, attempt: retry.Attempt, *, path: bytes, can_resend: bool
@@ -79,6 +85,7 @@ class Recovery:
                 return renewed, attempt.refreshed().having_waited(self._waited(deadline))
         elif attempt.refreshes:
             self._futile = {**self._futile, path: self._clock.monotonic()}
+            self._accepted.pop(path, None)
         return None
 
     def _waited(self, deadline: float) -> float:
@@ -87,7 +94,7 @@ class Recovery:
     def _is_futile(self, path: bytes) -> bool:
         oldest = self._clock.monotonic() - _FUTILE_FOR
         self._futile = {path: at for path, at in self._futile.items() if at > oldest}
-        return path in self._futile or len(self._futile) >= _FUTILE_PATHS
+        return path in self._futile or (len(self._futile) >= _FUTILE_PATHS and path not in self._accepted)
 
     async def _current(self, token: Token, deadline: float) -> Token:
         """`token` itself, unless a newer one is known."""

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 YOUNG: Final = 10.0
 """Seconds in which the inference edge may not know a token yet (facts: API, it learns of new tokens late)."""
-STALE_BUDGET: Final = 3.0
-"""Seconds that all waiting because of refused tokens may take in one request."""
+STALE_BUDGET: Final = 2.8
+"""Seconds that all waiting because of refused tokens may take in one request: it stays under three."""
 
 _FIRST_WAIT: Final = 0.5
 _LAST_WAIT: Final = 1.5
@@ -112,7 +112,7 @@ def after_failure(attempt: Attempt, policy: Policy, *, sent: bool, stale: bool =
 
     `stale`: a connection from before, which the API had closed. The next one is new, so it need not wait.
     """
-    if stale and attempt.retries == 0 and (not sent or attempt.method in IDEMPOTENT):
+    if stale and attempt.retries == 0 and policy.attempts and (not sent or attempt.method in IDEMPOTENT):
         return Resend(0.0)
     if attempt.retries >= policy.attempts or (sent and attempt.method not in IDEMPOTENT):
         return Deliver()
