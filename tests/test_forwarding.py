@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -191,6 +192,39 @@ def test_client_that_leaves_cancels_upstream(own_sim: Sim, home: Home, when: str
         assert own_sim.counters()["aborted_requests"] == 1
         proxy.err.wait_for("client_gone")
         assert proxy.metric("proxy_requests_in_flight") == 1  # this very scrape
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 503 Later\r\nRetry-After: 20\r\nContent-Length: 100\r\n\r\nhalf",
+    ],
+    ids=["while a refusal is looked at", "while a retry is waited for"],
+)
+def test_client_that_leaves_a_refusal(own_sim: Sim, home: Home, begun: bytes) -> None:
+    """A client that goes before it has an answer takes the connection to the API with it."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        proxy_running(
+            home,
+            own_sim,
+            UPSTREAM_WARM_CONNECTIONS=0,
+            XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
+        ) as proxy,
+    ):
+        host, port = proxy.url.removeprefix("http://").split(":")
+        listener.settimeout(PATIENCE)
+        with socket.create_connection((host, int(port)), PATIENCE) as leaving:
+            leaving.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            api, _ = listener.accept()
+            api.settimeout(PATIENCE)
+            assert api.recv(65536)
+            api.sendall(begun)
+            proxy.http.get("/health").raise_for_status()  # by then the proxy has read it
+        with api, suppress(ConnectionResetError):
+            assert api.recv(1) == b""
 
 
 def test_client_that_leaves_a_stalled_upload(own_sim: Sim, home: Home) -> None:

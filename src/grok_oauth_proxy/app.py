@@ -64,7 +64,7 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
     clock = Clock()
     store = HermesStore(settings.hermes_stores)
     metrics = Metrics(lambda: tokens.status().seconds_to_expiry)
-    observer = _broadcast(log_event, metrics)
+    observer = _broadcast(metrics, log_event)
     state_file = _prepared(StateFile(settings.grok_proxy_auth_state), observer)
     async with (
         _control_plane(settings) as control_plane,

@@ -120,7 +120,16 @@ def test_body_of_a_request_that_wants_an_upgrade(wire: Wire, framing: bytes, pie
         assert (answer.status, json.loads(answer.body)["body_length"]) == (200, 5)
 
 
-@pytest.mark.parametrize("behind", [b"\x16\x03\x01", b"POST /v1/echo HTTP/1.1\r\nbroken\r\n\r\n"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"\x16\x03\x01",
+        b"POST /v1/echo HTTP/1.1\r\nbroken\r\n\r\n",
+        b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    ],
+    ids=["tls", "header", "body", "connect"],
+)
 def test_rubbish_behind_a_request(wire: Wire, behind: bytes) -> None:
     """What follows a whole request cannot take its answer away; the connection ends behind that."""
     wire.send(b"GET /v1/echo/first HTTP/1.1\r\nHost: 127.0.0.1\r\nx-sim: delay=0.2\r\n\r\n" + behind)
@@ -136,6 +145,13 @@ def test_rubbish_in_a_body(wire: Wire, shared_sim: Sim) -> None:
     wire.send(b"zz\r\n")
     wire.answer().check_is_our_error(400, "bad_request")
     wait_for_counter(shared_sim, "aborted_requests", at_least=aborted + 1)
+
+
+def test_many_upgrades_at_once(wire: Wire) -> None:
+    """Requests that offer an upgrade are answered one by one, however many come together."""
+    request = b"GET /v1/echo HTTP/1.1\r\nHost: a.localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    wire.send(request * 600)
+    assert [wire.answer().status for _ in range(600)] == [200] * 600
 
 
 def test_pipelining(wire: Wire) -> None:
@@ -162,6 +178,11 @@ def test_pipelining(wire: Wire) -> None:
         b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: +1\r\n\r\nx",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64) + b"\r\n\r\n",
+        b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n\r\nhello",
+        b"POST /v1/echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        + b"Transfer-Encoding: chunked\r\n" * 2
+        + b"\r\n0\r\n\r\n",
     ],
     ids=[
         "nonsense",
@@ -174,6 +195,9 @@ def test_pipelining(wire: Wire) -> None:
         "negative-length",
         "signed-length",
         "tls",
+        "connect",
+        "chunked-1.0",
+        "chunked-twice",
     ],
 )
 def test_malformed_request(wire: Wire, shared_sim: Sim, request_bytes: bytes) -> None:

@@ -179,6 +179,12 @@ ANSWERS: dict[str, tuple[bytes, tuple[int, bytes] | str]] = {
     "blank before the colon": (OK + b"Content-Length : 0\r\n\r\n", INVALID),
     "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", INVALID),
     "status of four digits": (b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "status below all": (b"HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n", INVALID),
+    "interim with a body": (b"HTTP/1.1 104 Odd\r\nContent-Length: 3\r\n\r\nEVL" + WHOLE, INVALID),
+    "interim in chunks": (CHUNKED.replace(b"200", b"104") + b"3\r\nEVL\r\n0\r\n\r\n" + WHOLE, INVALID),
+    "chunked twice": (CHUNKED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", INVALID),
+    "chunked, then not": (CHUNKED[:-2] + b"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n", INVALID),
+    "http/2.0": (b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n", INVALID),
     "status beyond all": (b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n", INVALID),
     "switched": (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", INVALID),
     "endless header": (OK + b"x: " + b"y" * 200_000, INVALID),
@@ -507,6 +513,31 @@ async def test_tls_end(api: Api, goodbye: bool) -> None:
 
     async with api.serving(script, context):
         assert await outcome(api, get()) == ((200, b"half") if goodbye else "truncated half")
+
+
+async def test_tls_end_behind_a_whole_answer(api: Api) -> None:
+    """What came before an end without goodbye is delivered, though the client was slow to take it."""
+    context, size = certified(api), 30_000_000
+
+    def send_all(listener: socket.socket) -> None:
+        accepted, _ = listener.accept()
+        with context.wrap_socket(accepted, server_side=True) as speaking:
+            speaking.recv(65536)
+            speaking.sendall(OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        api.url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        sending = asyncio.create_task(asyncio.to_thread(send_all, listener))
+        upstream = api.upstream()
+        answer = await upstream.send(get())
+        count = 0
+        while (chunk := await answer.chunk()) is not None:
+            count += len(chunk)
+            await rounds(1)  # slower than it comes
+        assert count == size
+        await sending
+        await upstream.aclose()
 
 
 async def pump(reader: StreamReader, writer: StreamWriter) -> None:

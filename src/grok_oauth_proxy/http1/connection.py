@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import select
+import socket
+import struct
 from collections import deque
 from contextlib import suppress
 from typing import Any, Final
@@ -24,11 +25,12 @@ from grok_oauth_proxy.asgi import Application, Scope
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
+from grok_oauth_proxy.http1.head import MAX_HEAD, check_head, with_known_method
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 
-_MAX_HEAD: Final = 64 * 1024
 _KEEP_ALIVE: Final = 75.0
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _LINGER: Final = 1.0
 _LONGEST_LINGER: Final = 30.0
 _LOOK: Final = 0.25
@@ -37,7 +39,6 @@ _LOOK: Final = 0.25
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
 _NOT_HTTP: Final = "This is not a valid HTTP/1.1 request."
 _BAD_TARGET: Final = "The path or query holds a byte that must be percent-encoded (RFC 3986 §2.1)."
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 
 
 class Connection(asyncio.Protocol):
@@ -118,10 +119,15 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def cut(self) -> None:
-        """End the connection because an answer is not whole."""
+    def cut(self, *, reset: bool = False) -> None:
+        """End the connection because an answer is not whole; by a reset where its end would look like one."""
         self._deaf = True
-        self.close()
+        if reset and self._transport is not None:
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._transport.abort()
+        else:
+            self.close()
 
     def resume_reading(self) -> None:
         if self._paused and self._transport is not None and not self._ahead:
@@ -165,29 +171,38 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             self._thrown_away += len(data)
-            return
-        if self._at_start:
-            data = self._with_known_method(self._unparsed + data)
-        if data:
+        elif self._at_start:
+            self._parse(self._begun(self._unparsed + data))
+        else:
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        self._overhead += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            self._refuse(431 if isinstance(error.__context__, OverflowError) else 400)
-        except httptools.HttpParserInvalidURLError:
-            self._refuse(400, _BAD_TARGET)
-        except httptools.HttpParserError:
-            self._refuse(400)
-        else:
-            if self._overhead > _MAX_HEAD:
-                self._refuse(400 if self._incoming is not None and not self._incoming.whole else 431)
+        while data:
+            self._overhead += len(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._declined_upgrade(data[upgrade.args[0] :])
+                continue
+            except httptools.HttpParserCallbackError as error:
+                self._refuse(431 if isinstance(error.__context__, OverflowError) else 400)
+            except httptools.HttpParserInvalidURLError:
+                self._refuse(400, _BAD_TARGET)
+            except httptools.HttpParserError:
+                self._refuse(400)
+            else:
+                if self._overhead > MAX_HEAD:
+                    self._refuse(400 if self._incoming is not None and not self._incoming.whole else 431)
+            return
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _begun(self, data: bytes) -> bytes:
+        """The beginning of a request as the parser is to see it; nothing until its method is known."""
+        known = with_known_method(data)
+        self._unparsed = data if known is None else b""
+        self._method, data = known or (b"", b"")
+        return data
+
+    def _declined_upgrade(self, rest: bytes) -> bytes:
         """The parser stops after a head that wants an upgrade; here it is a request like any other.
 
         A new parser goes on behind the head. If a body follows, it is told how that is framed.
@@ -198,27 +213,8 @@ class Connection(asyncio.Protocol):
             self._repeating = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
             self._repeating = False
-        elif rest:
-            rest = self._with_known_method(rest)
-        if rest:
-            self._parse(rest)
-
-    def _with_known_method(self, data: bytes) -> bytes:
-        """`data`, a method unknown to the parser replaced by one it knows; nothing until it is clear."""
-        self._method = b""
-        if data.startswith((b"POST ", b"GET ")):
-            self._unparsed = b""
-            return data
-        data = data.lstrip(b"\r\n")
-        method, blank, rest = data.partition(b" ")
-        if not blank and _TOKEN.fullmatch(method):
-            self._unparsed = data
-            return b""
-        self._unparsed = b""
-        if blank and _TOKEN.fullmatch(method) and method.upper() != b"CONNECT":
-            self._method = method
-            return b"POST " + rest
-        return data
+            return rest
+        return self._begun(rest) if rest else b""
 
     def on_message_begin(self) -> None:
         self._at_start = False
@@ -240,8 +236,10 @@ class Connection(asyncio.Protocol):
         self._idle_until = math.inf
         parser = self._parser
         version = parser.get_http_version()
-        self._check_head(version)
-        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+        check_head(self._target, self._headers, version)
+        if parser.get_method() == b"CONNECT":
+            raise ValueError("no tunnels here")
+        if parser.should_upgrade():
             self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(self._headers))
         raw_path, _, query = self._target.partition(b"?")
         path = raw_path.decode("ascii")
@@ -258,7 +256,7 @@ class Connection(asyncio.Protocol):
             "raw_path": raw_path,
             "query_string": query,
             "headers": self._headers,
-            "state": {**self._state, "target": self._target, "transport": self._transport},
+            "state": {**self._state, "target": self._target},
         }
         self._method = b""
         expects = version == "1.1" and (header(self._headers, b"expect") or b"").lower() == b"100-continue"
@@ -269,22 +267,6 @@ class Connection(asyncio.Protocol):
         else:
             self._ahead.append(exchange)
             self._pause_reading()
-
-    def _check_head(self, version: str) -> None:
-        """Raise OverflowError for a head that is too large, ValueError for what has no one meaning."""
-        size, hosts, codings = len(self._target), 0, []
-        for name, value in self._headers:
-            size += len(name) + len(value) + 4
-            if name == b"host":
-                hosts += 1
-            elif name == b"transfer-encoding":
-                codings.append(value.strip().lower())
-        if size > _MAX_HEAD:
-            raise OverflowError
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise ValueError("RFC 9112 §3.2")
-        if version not in ("1.0", "1.1") or codings not in ([], [b"chunked"]):
-            raise ValueError("not understood here")
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
@@ -333,17 +315,20 @@ class Connection(asyncio.Protocol):
         """Answer what is not HTTP, if nothing else is being answered, and end the connection."""
         self._deaf = True
         busy, last = self._exchange, self._incoming
+        if self._ahead and not self._ahead[-1].whole:
+            self._ahead.pop()
+            last = self._ahead[-1] if self._ahead else busy
         if busy is not None and last is not None and last.whole:
             # It came behind a whole request, and RFC 9112 §9.6 lets it be ignored.
             last.keep_alive = False
             return
         if busy is not None:
-            begun = busy.started
-            busy.abandon()
-            if begun:
-                # The answer has begun; what comes in can only be answered by the end of the connection.
-                self.close()
+            if busy.started:
+                # What comes in can only be answered by the end of the connection.
+                busy.leave()
+                busy.cut()
                 return
+            busy.abandon()
         error = ClientError(why, code="bad_request", status=status)
         body, request_id = error_body(error), new_request_id()
         headers = [*error_headers(error, body, request_id), (b"connection", b"close")]

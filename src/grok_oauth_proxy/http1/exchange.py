@@ -35,7 +35,7 @@ class Wire(Protocol):
     def write(self, data: bytes) -> None: ...
     def resume_reading(self) -> None: ...
     def answered(self, exchange: Exchange, *, whole: bool) -> None: ...
-    def cut(self) -> None: ...
+    def cut(self, *, reset: bool = False) -> None: ...
 
 
 class Exchange:
@@ -49,6 +49,7 @@ class Exchange:
         self.started = False
         self.task: asyncio.Task[None] | None = None
         """What gives the answer, once it is this request's turn."""
+        scope["state"]["cut"] = self.cut
         self._wire = wire
         self._expects = expects
         self._body = bytearray()
@@ -87,6 +88,17 @@ class Exchange:
         self.leave()
         self.answered = True
 
+    def cut(self) -> None:
+        """Break off, so that the client sees that the answer is not whole.
+
+        Chunked and counted bodies show it by themselves once what was sent is flushed. A body that ends with
+        the connection shows it only by a reset (RFC 9112 §6.3).
+        """
+        self._flush()
+        self.answered = True
+        self._news.set()
+        self._wire.cut(reset=self._framing == "close")
+
     async def receive(self) -> Message:
         if self._expects and not (self.whole or self.started):
             self._expects = False
@@ -117,6 +129,8 @@ class Exchange:
     def _begin(self, status: int, headers: Headers) -> None:
         self.started = True
         length = header(headers, b"content-length")
+        if status == http.HTTPStatus.NO_CONTENT:
+            headers = [item for item in headers if item[0] != b"content-length"]  # RFC 9110 §8.6
         lines = [STATUS_LINES[status], *[b"%b: %b\r\n" % item for item in headers]]
         if self.scope["method"] == "HEAD" or status in _BODILESS:
             self._framing = "none"
@@ -143,7 +157,7 @@ class Exchange:
             self._wire.write(head)
 
     def _continue(self, data: bytes, trailers: Headers, *, last: bool) -> None:
-        head, self._head = self._head, b""
+        head, self._head, surplus = self._head, b"", False
         if self._framing == "none":
             data = b""
         elif self._framing == "chunked":
@@ -151,13 +165,15 @@ class Exchange:
             if last:
                 data += b"0\r\n" + b"".join(b"%b: %b\r\n" % item for item in trailers) + b"\r\n"
         elif self._framing == "length":
+            surplus = len(data) > self._left
+            data = data[: self._left]
             self._left -= len(data)
         if head or data:
             self._wire.write(head + data)
-        if last or self._left < 0:
+        if last or surplus:
             self.answered = True
             self._news.set()
-            whole = self._framing != "length" or self._left == 0
+            whole = self._left == 0 and not surplus
             self._wire.answered(self, whole=whole)
 
     async def run(self, app: Application) -> None:
@@ -171,4 +187,4 @@ class Exchange:
             log_bug("A request failed.", error)
         finally:
             if not self.answered:
-                self._wire.cut()
+                self.cut()

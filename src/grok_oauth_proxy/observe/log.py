@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import sys
 import time
@@ -23,6 +24,7 @@ from grok_oauth_proxy.events import (
 
 logger = logging.getLogger("grok_oauth_proxy")
 
+codecs.lookup("unicode_escape")  # loaded now: where no file can be opened any more, lines are still written
 _GATHERED_FOR: Final = 0.05
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import struct
-from typing import Final, Literal
+from typing import Literal
 
 from grok_oauth_proxy.asgi import Scope, Send
 from grok_oauth_proxy.clock import Clock
@@ -14,8 +11,6 @@ from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
-
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class Exchange:
@@ -69,19 +64,9 @@ class Exchange:
         self._bytes_out = await send_error(self._send, error, self.request_id)
 
     def cut_short(self) -> None:
-        """End the connection so that the client sees that the answer is not whole.
-
-        Chunked and counted bodies show it by themselves once what was sent is flushed. A body that ends with
-        the connection (HTTP/1.0, RFC 9112 §6.3) shows it only by a reset.
-        """
+        """End the connection so that the client sees that the answer is not whole."""
         self.ending = "truncated"
-        transport: asyncio.Transport = self._scope["state"]["transport"]
-        if self._scope["http_version"] != "1.1":
-            sock = transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            transport.abort()
-        else:
-            transport.close()
+        self._scope["state"]["cut"]()
 
     async def give_up(self) -> None:
         """Our own code failed: say so if nothing was sent yet, else break off."""

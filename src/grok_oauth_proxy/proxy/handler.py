@@ -110,7 +110,12 @@ class Proxy:
         stale = False
         while True:
             outcome = await self._send(exchange, target, token)
-            step = await self._next_step(exchange, outcome, token, attempt)
+            try:
+                step = await self._next_step(exchange, outcome, token, attempt)
+            except BaseException:
+                if isinstance(outcome, Peeked):
+                    await outcome.answer.aclose()
+                raise
             stale = stale or (isinstance(outcome, Peeked) and outcome.rejection is STALE_TOKEN)
             if step is not None:
                 if isinstance(outcome, Peeked):
@@ -149,7 +154,13 @@ class Proxy:
         body = exchange.body.outgoing() if exchange.framing else None
         request = Request(exchange.method, target, headers, body)
         answer = await self._upstream.send(request)
-        return await peek(answer) if answer.status in PEEKED_STATUSES else Peeked(answer)
+        if answer.status not in PEEKED_STATUSES:
+            return Peeked(answer)
+        try:
+            return await peek(answer)
+        except BaseException:
+            await answer.aclose()
+            raise
 
     async def _next_step(
         self, exchange: Exchange, outcome: Peeked | UpstreamFailure, token: Token, attempt: retry.Attempt

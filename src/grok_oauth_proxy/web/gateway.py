@@ -73,7 +73,8 @@ def told(
                 await send_error(counted, failure, new_request_id())
         finally:
             duration = clock.monotonic() - began
-            path = scope["raw_path"].decode("latin-1")
+            # An address in a path's place may carry a login.
+            path = scope["raw_path"].decode("latin-1") if scope["raw_path"].startswith(b"/") else "-"
             observer(
                 RequestFinished(
                     scope["method"], path, status, duration, duration, 0, count, request_id, ending

@@ -22,6 +22,7 @@ from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 _MAX_OVERHEAD: Final = 64 * 1024
 """Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""
 _HIGH_WATER: Final = 256 * 1024
+_SWITCHED: Final = 101
 _LAST_STATUS: Final = 599
 """Beyond it no status has a meaning (RFC 9110 §15), and the server would not send it on."""
 
@@ -278,6 +279,7 @@ class Connection(asyncio.Protocol):
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._on_lost(self)
+        self._read_late()
         if self._answer is not None:
             if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
                 self._answer.end()
@@ -285,6 +287,13 @@ class Connection(asyncio.Protocol):
                 kind = "truncated" if self._answer.status else "broken_off"
                 self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))
             self._settle()
+
+    def _read_late(self) -> None:
+        """What uvloop has decrypted but not told, when the API closed the connection without a goodbye."""
+        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
+        with suppress(ssl.SSLError):
+            while tls and self._answer and not self._answer.over and (data := tls.read(_HIGH_WATER)):
+                self.data_received(data)
 
     # What the parser calls.
 
@@ -302,16 +311,15 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         answer = self._answer
-        if answer is None or answer.over or status < 200:
-            if status == 101:
-                self._fail(UpstreamFailure("invalid_answer", sent=True))
-            return
-        coding = header(self._headers, b"transfer-encoding")
-        if status > _LAST_STATUS or (coding is not None and coding.strip().lower() != b"chunked"):
+        codings = [value.strip().lower() for name, value in self._headers if name == b"transfer-encoding"]
+        known = 100 <= status <= _LAST_STATUS and status != _SWITCHED and codings in ([], [b"chunked"])
+        if not known or self._parser.get_http_version() not in ("1.0", "1.1"):
             self._fail(UpstreamFailure("invalid_answer", sent=True))
             return
+        if answer is None or answer.over or status < 200:
+            return
         self._keep_alive = self._parser.should_keep_alive()
-        self._until_close = coding is None and header(self._headers, b"content-length") is None
+        self._until_close = not codings and header(self._headers, b"content-length") is None
         answer.begin(status, self._headers)
         if self._method == "HEAD":
             # The parser does not know what was asked, and would wait for a body.
@@ -321,6 +329,8 @@ class Connection(asyncio.Protocol):
         self._overhead = 0
         if self._answer is None or self._answer.over:
             self._surplus = True
+        elif not self._answer.status:
+            self._fail(UpstreamFailure("invalid_answer", sent=True))  # an interim answer has no body
         elif self._answer.feed(data) > _HIGH_WATER and not self._reading_paused:
             self._reading_paused = True
             assert self._transport is not None  # noqa: S101 - for the type checker
