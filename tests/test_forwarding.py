@@ -383,14 +383,6 @@ def test_climbing_paths_are_refused(shared_proxy: Proxy, path: str) -> None:
     assert answer.json()["error"]["code"] == "bad_path"
 
 
-def test_websocket_is_declined_plainly(shared_proxy: Proxy) -> None:
-    """A WebSocket handshake is answered with 501 and a reason."""
-    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-    answer = shared_proxy.http.get("/v1/realtime?model=grok", headers=upgrade)
-    assert answer.status_code == 501
-    assert answer.json()["error"]["code"] == "upgrade_not_supported"
-
-
 def test_other_upgrades_are_ignored(shared_proxy: Proxy) -> None:
     """An offer to speak HTTP/2 is passed over and the request answered (RFC 9110 §7.8)."""
     offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABk"}

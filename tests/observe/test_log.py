@@ -194,7 +194,7 @@ def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
         "raw_path": b"/v1/a%20b",
         "query_string": b"key=canary",
         "http_version": "1.1",
-        "state": {"target": b"/v1/a%20b?key=canary", "transport": None},
+        "state": {"target": b"/v1/a%20b?key=canary", "connection": None, "websocket": False},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
     exchange = Exchange(scope, never, RequestBody(never, whole=b"", limit=0), Clock())

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import select
-import socket
-import struct
 from collections import deque
 from contextlib import suppress
 from typing import Any, Final
@@ -24,19 +21,19 @@ from uvicorn.server import ServerState
 from grok_oauth_proxy.asgi import Application, Scope
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
+from grok_oauth_proxy.http1.ends import has_hung_up, reset_connection
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
 from grok_oauth_proxy.http1.head import MAX_HEAD, check_head, with_known_method
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
+from grok_oauth_proxy.proxy.tunnel import Tunnel
+from grok_oauth_proxy.proxy.websocket import wants_websocket
 
 _KEEP_ALIVE: Final = 75.0
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _LINGER: Final = 1.0
 _LONGEST_LINGER: Final = 30.0
 _LOOK: Final = 0.25
 """Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
-# Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
-_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
 _NOT_HTTP: Final = "This is not a valid HTTP/1.1 request."
 _BAD_TARGET: Final = "The path or query holds a byte that must be percent-encoded (RFC 3986 §2.1)."
 
@@ -67,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._incoming: Exchange | None = None
         self._ahead: deque[Exchange] = deque()
         self._deaf = self._paused = self._repeating = False
+        self._switching = False
+        self._tunnel: Tunnel | None = None
         self._body_after_upgrade = b""
         self._thrown_away = 0
         self._at_start = True
@@ -93,15 +92,21 @@ class Connection(asyncio.Protocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self.may_write.set()
+        if self._tunnel is not None:
+            self._tunnel.ended()
         for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
                 exchange.leave()
 
     def pause_writing(self) -> None:
         self.may_write.clear()
+        if self._tunnel is not None:
+            self._tunnel.client_full(True)
 
     def resume_writing(self) -> None:
         self.may_write.set()
+        if self._tunnel is not None:
+            self._tunnel.client_full(False)
 
     def shutdown(self) -> None:
         """The server ends: after the answer that is being given, or at once."""
@@ -123,11 +128,22 @@ class Connection(asyncio.Protocol):
         """End the connection because an answer is not whole; by a reset where its end would look like one."""
         self._deaf = True
         if reset and self._transport is not None:
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._transport.abort()
+            reset_connection(self._transport)
         else:
             self.close()
+
+    def cut_answer(self) -> None:
+        """End the answer that is being given, so that the client sees that it is not whole."""
+        if self._exchange is not None:
+            self._exchange.cut()
+
+    def switch(self, headers: Headers, tunnel: Tunnel) -> None:
+        """Answer with 101; from now on what comes goes into the tunnel."""
+        assert self._exchange is not None  # noqa: S101 - it is its application that calls
+        self.write(self._exchange.switch(headers))
+        self._tunnel = tunnel
+        early, self._unparsed = self._unparsed, b""
+        tunnel.from_client(early)
 
     def resume_reading(self) -> None:
         if self._paused and self._transport is not None and not self._ahead:
@@ -135,7 +151,7 @@ class Connection(asyncio.Protocol):
             with suppress(RuntimeError):
                 self._transport.resume_reading()
 
-    def _pause_reading(self) -> None:
+    def pause_reading(self) -> None:
         if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -146,7 +162,7 @@ class Connection(asyncio.Protocol):
         """While nothing is read, the client's going is not told: look for it."""
         self._looking = None
         if self._paused and self._transport is not None and not self._transport.is_closing():
-            if _has_hung_up(self._transport):
+            if has_hung_up(self._transport):
                 self._transport.abort()
             else:
                 self._looking = self.loop.call_later(_LOOK, self._look)
@@ -171,6 +187,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             self._thrown_away += len(data)
+        elif self._tunnel is not None:
+            self._tunnel.from_client(data)
+        elif self._switching:
+            self._unparsed += data
+            self.pause_reading()
         elif self._at_start:
             self._parse(self._begun(self._unparsed + data))
         else:
@@ -208,6 +229,10 @@ class Connection(asyncio.Protocol):
         A new parser goes on behind the head. If a body follows, it is told how that is framed.
         """
         self._parser = httptools.HttpRequestParser(self)
+        if self._switching:
+            self._unparsed = rest
+            self.pause_reading()
+            return b""
         framing, self._body_after_upgrade = self._body_after_upgrade, b""
         if framing:
             self._repeating = True
@@ -239,7 +264,9 @@ class Connection(asyncio.Protocol):
         check_head(self._target, self._headers, version)
         if parser.get_method() == b"CONNECT":
             raise ValueError("no tunnels here")
-        if parser.should_upgrade():
+        method = (self._method or parser.get_method()).decode("ascii")
+        self._switching = wants_websocket(method, version, self._headers)
+        if parser.should_upgrade() and not self._switching:
             self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(self._headers))
         raw_path, _, query = self._target.partition(b"?")
         path = raw_path.decode("ascii")
@@ -251,27 +278,34 @@ class Connection(asyncio.Protocol):
             "client": self._addresses[1],
             "scheme": "http",
             "root_path": "",
-            "method": (self._method or parser.get_method()).decode("ascii"),
+            "method": method,
             "path": unquote(path) if "%" in path else path,
             "raw_path": raw_path,
             "query_string": query,
             "headers": self._headers,
-            "state": {**self._state, "target": self._target},
+            "state": {
+                **self._state,
+                "target": self._target,
+                "connection": self,
+                "websocket": self._switching,
+            },
         }
         self._method = b""
         expects = version == "1.1" and (header(self._headers, b"expect") or b"").lower() == b"100-continue"
-        exchange = Exchange(self, scope, keep_alive=parser.should_keep_alive(), expects=expects)
+        # A client that wants a WebSocket and gets an answer dials anew.
+        keep_alive = parser.should_keep_alive() and not self._switching
+        exchange = Exchange(self, scope, keep_alive=keep_alive, expects=expects)
         self._incoming = exchange
         if self._exchange is None:
             self._start(exchange)
         else:
             self._ahead.append(exchange)
-            self._pause_reading()
+            self.pause_reading()
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
         if self._incoming is not None and self._incoming.feed(body):
-            self._pause_reading()
+            self.pause_reading()
 
     def on_message_complete(self) -> None:
         self._overhead = 0
@@ -357,10 +391,3 @@ class Connection(asyncio.Protocol):
             self.close()
         else:
             self.loop.call_later(_LINGER, self._linger_on, until, self._thrown_away)
-
-
-def _has_hung_up(transport: asyncio.Transport) -> bool:
-    """Whether the other side has closed the connection, even if what it sent before is still unread."""
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), _HUNG_UP)
-    return bool(poll.poll(0))

@@ -18,7 +18,7 @@ HIGH_WATER: Final = 64 * 1024
 """Bytes of a body that wait to be fetched before the client is slowed down."""
 STATUS_LINES: Final = {
     number: b"HTTP/1.1 %d %s\r\n" % (number, http.client.responses.get(number, "").encode())
-    for number in range(200, 600)
+    for number in range(101, 600)
 }
 
 _BODILESS: Final = frozenset({204, 304})
@@ -49,7 +49,6 @@ class Exchange:
         self.started = False
         self.task: asyncio.Task[None] | None = None
         """What gives the answer, once it is this request's turn."""
-        scope["state"]["cut"] = self.cut
         self._wire = wire
         self._expects = expects
         self._body = bytearray()
@@ -98,6 +97,11 @@ class Exchange:
         self.answered = True
         self._news.set()
         self._wire.cut(reset=self._framing == "close")
+
+    def switch(self, headers: Headers) -> bytes:
+        """The head of the answer with which the connection stops to speak HTTP (RFC 9110 §15.2.2)."""
+        self.answered = self.started = True
+        return b"".join([STATUS_LINES[101], *[b"%b: %b\r\n" % item for item in headers], b"\r\n"])
 
     async def receive(self) -> Message:
         if self._expects and not (self.whole or self.started):

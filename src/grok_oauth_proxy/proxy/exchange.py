@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import http
+from typing import Literal, Protocol
 
 from grok_oauth_proxy.asgi import Scope, Send
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
-from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
+from grok_oauth_proxy.proxy.headers import Headers, body_framing, header, response_headers
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
+from grok_oauth_proxy.proxy.tunnel import Side, Tunnel
+from grok_oauth_proxy.proxy.upstream import Answer
+from grok_oauth_proxy.proxy.websocket import Handshake
+
+
+class Switchable(Side, Protocol):
+    """The client's connection: see `http1.connection.Connection`."""
+
+    def cut_answer(self) -> None: ...
+    def switch(self, headers: Headers, tunnel: Tunnel) -> None: ...
 
 
 class Exchange:
@@ -22,10 +33,13 @@ class Exchange:
         self.target: bytes = scope["state"]["target"]
         self.headers: Headers = scope["headers"]
         self.framing = body_framing(self.headers)
+        self.wants_websocket: bool = scope["state"]["websocket"]
+        self.handshake: Handshake | None = None
         self.body = body
         self.request_id = "-"
         self.ending: Literal["complete", "truncated", "client_gone", "refused"] = "client_gone"
-        self._scope = scope
+        self._connection: Switchable = scope["state"]["connection"]
+        self._tunnel: Tunnel | None = None
         self._send = send
         self._clock = clock
         self.began_at = clock.wall()
@@ -39,14 +53,38 @@ class Exchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head, with a request id of ours if it has none."""
+        self._name(headers)
+        self._head_goes_out(status)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _name(self, headers: Headers) -> None:
         theirs = header(headers, b"x-request-id")
         if theirs is None:
             self.request_id = new_request_id()
             headers.append((b"x-request-id", self.request_id.encode()))
         else:
             self.request_id = theirs.decode("latin-1")
-        self._head_goes_out(status)
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    @property
+    def brings_secret(self) -> bool:
+        """The client has a credential of its own for the API."""
+        return self.handshake is not None and self.handshake.brings_secret
+
+    def shake_hands(self) -> None:
+        """Check the client's part of a WebSocket handshake and prepare ours; raises `ClientError`."""
+        self.handshake = Handshake(self.headers)
+
+    async def converse(self, answer: Answer) -> None:
+        """Carry a WebSocket, to which the API has switched, until either side ends it."""
+        assert self.handshake is not None  # noqa: S101 - without one no switch was asked for
+        headers = self.handshake.answer(answer.headers, response_headers(answer.headers))
+        self._name(headers)
+        self._head_goes_out(http.HTTPStatus.SWITCHING_PROTOCOLS)
+        self._tunnel = Tunnel(self._connection, answer.connection)
+        self._connection.switch(headers, self._tunnel)
+        answer.switch(self._tunnel)
+        await self._tunnel.carry()
+        self.ending = "complete"
 
     async def copy(self, chunk: bytes) -> None:
         self._bytes_out += len(chunk)
@@ -66,7 +104,7 @@ class Exchange:
     def cut_short(self) -> None:
         """End the connection so that the client sees that the answer is not whole."""
         self.ending = "truncated"
-        self._scope["state"]["cut"]()
+        self._connection.cut_answer()
 
     async def give_up(self) -> None:
         """Our own code failed: say so if nothing was sent yet, else break off."""
@@ -82,8 +120,8 @@ class Exchange:
             status=self._status,
             duration=self._clock.monotonic() - self._began,
             ttfb=self._ttfb,
-            bytes_in=self.body.count,
-            bytes_out=self._bytes_out,
+            bytes_in=self._tunnel.count_in if self._tunnel else self.body.count,
+            bytes_out=self._tunnel.count_out if self._tunnel else self._bytes_out,
             request_id=self.request_id,
             ending=self.ending,
         )

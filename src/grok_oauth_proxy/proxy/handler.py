@@ -88,9 +88,14 @@ class Proxy:
             self._observer(exchange.finished())
 
     async def _answer(self, exchange: Exchange) -> None:
+        if exchange.wants_websocket:
+            exchange.shake_hands()
         peeked = await self._obtain(exchange)
         answer = peeked.answer
         try:
+            if answer.switched:
+                await exchange.converse(answer)
+                return
             exchange.body.abandon()
             await exchange.start(answer.status, response_headers(answer.headers))
             if peeked.prefix:
@@ -149,10 +154,12 @@ class Proxy:
         return peeked
 
     async def _ask(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Peeked:
-        bearer, host = token.bearer.get_secret_value().encode("ascii"), self._upstream.host
-        headers = request_headers(exchange.headers, exchange.framing, host=host, bearer=bearer, plain=plain)
+        host, handshake = self._upstream.host, exchange.handshake
+        added = handshake.headers if handshake else exchange.framing
+        bearer = None if exchange.brings_secret else token.bearer.get_secret_value().encode("ascii")
+        headers = request_headers(exchange.headers, added, host=host, bearer=bearer, plain=plain)
         body = exchange.body.outgoing() if exchange.framing else None
-        request = Request(exchange.method, target, headers, body)
+        request = Request(exchange.method, target, headers, body, upgrade=handshake is not None)
         answer = await self._upstream.send(request)
         if answer.status not in PEEKED_STATUSES:
             return Peeked(answer)
@@ -168,6 +175,8 @@ class Proxy:
         """The token and attempt to go on with, after waiting where that is called for; None to stop here."""
         if isinstance(outcome, UpstreamFailure):
             decision = retry.after_failure(attempt, self._policy, sent=outcome.sent, stale=outcome.stale)
+        elif outcome.rejection is STALE_TOKEN and exchange.brings_secret:
+            return None
         elif outcome.rejection is STALE_TOKEN:
             return await self._after_stale_token(exchange, token, attempt)
         else:

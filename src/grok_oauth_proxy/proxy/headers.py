@@ -20,6 +20,10 @@ _HOP_BY_HOP: Final = frozenset(
         b"proxy-authentication-info",
         b"proxy-authorization",
         b"proxy-connection",
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
         b"te",
         b"trailer",
         b"transfer-encoding",
@@ -41,11 +45,12 @@ _NOT_TRAILERS: Final = _NOT_RETURNED | {b"content-length", b"content-encoding", 
 
 
 def request_headers(
-    client: Headers, framing: Headers, *, host: bytes, bearer: bytes, plain: bool = False
+    client: Headers, added: Headers, *, host: bytes, bearer: bytes | None, plain: bool = False
 ) -> Headers:
-    """The client's headers as the API gets them, with the `framing` of its body.
+    """The client's headers as the API gets them; `added`: the framing of the body, or a handshake.
 
-    `plain`: ask for an answer without content coding, whatever the client accepts.
+    `bearer` is None for a WebSocket that brings its own credential. `plain`: ask for an answer without
+    content coding, whatever the client accepts.
     """
     dropped = _NOT_SENT
     if options := connection_options(client):
@@ -56,8 +61,8 @@ def request_headers(
         (b"host", host),
         *[item for item in client if item[0] not in dropped and not item[0].startswith(b"x-forwarded-")],
         *([(b"accept-encoding", b"identity")] if plain else ()),
-        *framing,
-        (b"authorization", b"Bearer " + bearer),
+        *added,
+        *([(b"authorization", b"Bearer " + bearer)] if bearer is not None else ()),
     ]
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 from grok_oauth_proxy.asgi import Application, Message, Receive, Scope, Send
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
-from grok_oauth_proxy.errors import ClientError, ProxyError
+from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.proxy.front_door import FrontDoor
-from grok_oauth_proxy.proxy.headers import connection_options, header
+from grok_oauth_proxy.proxy.headers import header
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.target import is_api_path
 
@@ -30,7 +30,6 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._door.admit(scope)
-            _refuse_upgrade(scope)
         except ProxyError as error:
             app = told(_refusal(error), self._observer, self._clock, ending="refused")
         else:
@@ -89,13 +88,3 @@ def _refusal(error: ProxyError) -> Application:
         await send_error(send, error, new_request_id())
 
     return refuse
-
-
-def _refuse_upgrade(scope: Scope) -> None:
-    wanted = header(scope["headers"], b"upgrade")
-    if wanted and wanted.lower() == b"websocket" and b"upgrade" in connection_options(scope["headers"]):
-        raise ClientError(
-            "This version of the proxy forwards HTTP only, no WebSockets. Use the HTTP endpoints.",
-            code="upgrade_not_supported",
-            status=501,
-        )

@@ -9,116 +9,22 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Final
 
 import httptools
 
 from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.tunnel import Tunnel
+from grok_oauth_proxy.proxy.upstream.answer import SWITCHING, Answer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 
 _MAX_OVERHEAD: Final = 64 * 1024
 """Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""
 _HIGH_WATER: Final = 256 * 1024
-_SWITCHED: Final = 101
 _LAST_STATUS: Final = 599
 """Beyond it no status has a meaning (RFC 9110 §15), and the server would not send it on."""
-
-
-class Answer:
-    """A response whose head has arrived; `chunk` gives the rest. Closing it early drops the connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.status = 0
-        self.headers: Headers = []
-        self.trailers: Headers = []
-        """Known once `chunk` has given None."""
-        self._connection = connection
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._upload: asyncio.Task[None] | None = None
-        self.over = False
-        """Nothing more will come."""
-        self._failure: BaseException | None = None
-
-    def __repr__(self) -> str:
-        return f"Answer(status={self.status}, waiting={self._size}, over={self.over})"
-
-    async def chunk(self) -> bytes | None:
-        """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
-        while not self._chunks:
-            if self._failure is not None:
-                raise self._failure
-            if self.over:
-                return None
-            await self._news()
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._size = 0
-        if not self.over:
-            self._connection.resume_reading()
-        return data
-
-    async def aclose(self) -> None:
-        """Take no more of it; nothing reads the request's body any more when this returns."""
-        if not self.over:
-            # Once over, the connection may already carry another exchange.
-            self._connection.abort()
-        if self._upload is not None and not self._upload.done():
-            self._upload.cancel()
-            await asyncio.wait({self._upload})
-
-    async def head(self) -> None:
-        """Wait for status and headers."""
-        while not self.status:
-            if self._failure is not None:
-                raise self._failure
-            await self._news()
-
-    async def _news(self) -> None:
-        self._waiter = self._connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    # What the connection calls.
-
-    @property
-    def uploading(self) -> bool:
-        return self._upload is not None and not self._upload.done()
-
-    def upload(self, sending: Coroutine[None, None, None]) -> None:
-        """Send the request's body while its answer is waited for."""
-        self._upload = self._connection.loop.create_task(sending, name="upload")
-
-    def begin(self, status: int, headers: Headers) -> None:
-        self.status, self.headers = status, headers
-        self._wake()
-
-    def feed(self, data: bytes) -> int:
-        """Take bytes of the body; how many wait to be fetched."""
-        self._chunks.append(data)
-        self._size += len(data)
-        self._wake()
-        return self._size
-
-    def end(self) -> None:
-        self.over = True
-        self._wake()
-
-    def fail(self, failure: BaseException) -> None:
-        if not self.over:
-            self._failure = failure
-            self.over = True
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 def _framed(data: bytes, *, chunked: bool, last: bool = False) -> bytes:
@@ -157,6 +63,8 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
         self._active_at = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
+        self._may_switch = self._switched = False
+        self._tunnel: Tunnel | None = None
 
     def __repr__(self) -> str:
         return f"Connection(served={self.served}, usable={self.usable}, {self._answer})"
@@ -164,7 +72,8 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Open, and free for a request."""
-        return self._transport is not None and not self._transport.is_closing() and self._answer is None
+        free = self._answer is None and self._tunnel is None
+        return free and self._transport is not None and not self._transport.is_closing()
 
     @property
     def _was_idle(self) -> bool:
@@ -186,6 +95,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer = Answer(self)
         self._parser = httptools.HttpResponseParser(self)
         self._method, self._overhead, self._untouched = request.method, 0, True
+        self._may_switch = request.upgrade
         self._keep_alive = self._until_close = False
         self._active_at = self.loop.time()
         if self._watchdog is None:
@@ -203,13 +113,24 @@ class Connection(asyncio.Protocol):
             raise
         return answer
 
+    def switch(self, tunnel: Tunnel) -> None:
+        """After 101: what comes goes into the tunnel, beginning with what has come already."""
+        answer, self._answer = self._answer, None
+        self._tunnel = tunnel
+        if answer is not None:
+            tunnel.from_api(answer.take())
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
     def abort(self) -> None:
         """Drop the connection, and with it what it was doing."""
         if self._transport is not None:
             self._transport.abort()
 
     def close(self) -> None:
-        """Close an idle connection."""
+        """Close a connection that is idle, or carries a tunnel."""
         if self._transport is not None:
             self._transport.close()
 
@@ -235,10 +156,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._may_write.clear()
+        if self._tunnel is not None:
+            self._tunnel.api_full(True)
 
     def resume_writing(self) -> None:
         self._active_at = self.loop.time()
         self._may_write.set()
+        if self._tunnel is not None:
+            self._tunnel.api_full(False)
 
     # Receiving.
 
@@ -248,19 +173,34 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._active_at = self.loop.time()
         self._untouched = False
+        if self._tunnel is not None:
+            self._tunnel.from_api(data)
+            return
         if self._answer is None:
             self.close()  # nothing was asked
+            return
+        if self._switched:
+            self._queue(self._answer, data)
             return
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._surplus = True
-            self._fail(UpstreamFailure("invalid_answer", sent=True))
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._switched:
+                self._queue(self._answer, data[upgrade.args[0] :])
+            else:
+                self._fail_invalid()
+        except httptools.HttpParserError:
+            self._fail_invalid()
         if self._overhead > _MAX_OVERHEAD:
-            self._fail(UpstreamFailure("invalid_answer", sent=True))
+            self._fail_invalid()
         if self._answer.over:
             self._settle()
+
+    def pause_reading(self) -> None:
+        if not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._reading_paused and self._transport is not None:
@@ -279,6 +219,8 @@ class Connection(asyncio.Protocol):
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._on_lost(self)
+        if self._tunnel is not None:
+            self._tunnel.ended()
         self._read_late()
         if self._answer is not None:
             if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
@@ -312,9 +254,15 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         answer = self._answer
         codings = [value.strip().lower() for name, value in self._headers if name == b"transfer-encoding"]
-        known = 100 <= status <= _LAST_STATUS and status != _SWITCHED and codings in ([], [b"chunked"])
+        known = 100 <= status <= _LAST_STATUS and codings in ([], [b"chunked"])
         if not known or self._parser.get_http_version() not in ("1.0", "1.1"):
-            self._fail(UpstreamFailure("invalid_answer", sent=True))
+            self._fail_invalid()
+            return
+        if status == SWITCHING and answer is not None and not answer.over:
+            self._switched = self._may_switch
+            if not self._switched:
+                self._fail_invalid()
+            answer.begin(status, self._headers)
             return
         if answer is None or answer.over or status < 200:
             return
@@ -330,15 +278,17 @@ class Connection(asyncio.Protocol):
         if self._answer is None or self._answer.over:
             self._surplus = True
         elif not self._answer.status:
-            self._fail(UpstreamFailure("invalid_answer", sent=True))  # an interim answer has no body
-        elif self._answer.feed(data) > _HIGH_WATER and not self._reading_paused:
-            self._reading_paused = True
-            assert self._transport is not None  # noqa: S101 - for the type checker
-            self._transport.pause_reading()
+            self._fail_invalid()  # an interim answer has no body
+        else:
+            self._queue(self._answer, data)
 
     def on_message_complete(self) -> None:
-        if self._answer is not None and self._answer.status:
+        if self._answer is not None and self._answer.status and not self._switched:
             self._answer.end()
+
+    def _queue(self, answer: Answer, data: bytes) -> None:
+        if data and answer.feed(data) > _HIGH_WATER:
+            self.pause_reading()
 
     # The end of an exchange.
 
@@ -352,6 +302,10 @@ class Connection(asyncio.Protocol):
             self._on_idle(self)
         else:
             self.abort()
+
+    def _fail_invalid(self) -> None:
+        self._surplus = True
+        self._fail(UpstreamFailure("invalid_answer", sent=True))
 
     def _fail(self, failure: BaseException) -> None:
         if self._answer is not None:

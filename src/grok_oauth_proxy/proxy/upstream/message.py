@@ -25,13 +25,15 @@ class UpstreamFailure(Exception):
 class Request(NamedTuple):
     """What to send. `target` is the path and query as bytes; `body` is None when there is none.
 
-    A body comes whole, or as it is produced; `headers` say how it is framed.
+    A body comes whole, or as it is produced; `headers` say how it is framed. `upgrade`: they ask for a switch
+    of protocols, so that the answer may be 101.
     """
 
     method: str
     target: bytes
     headers: Headers
     body: bytes | AsyncIterator[bytes] | None
+    upgrade: bool = False
 
     @property
     def chunked(self) -> bool:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.egress import ResumingContext
-from grok_oauth_proxy.proxy.upstream.connection import Answer, Connection
+from grok_oauth_proxy.proxy.upstream.answer import Answer
+from grok_oauth_proxy.proxy.upstream.connection import Connection
 from grok_oauth_proxy.proxy.upstream.dial import Dialer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 

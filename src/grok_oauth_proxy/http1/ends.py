@@ -1,0 +1,27 @@
+"""How a connection ends, beyond what asyncio tells and does."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from typing import Final
+
+# Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+def has_hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the other side has closed the connection, even if what it sent before is still unread."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _HUNG_UP)
+    return bool(poll.poll(0))
+
+
+def reset_connection(transport: asyncio.Transport) -> None:
+    """End it by a reset, which no reader takes for the end of what it read."""
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()

@@ -1,0 +1,132 @@
+"""One answer of the API, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from typing import Final, Protocol
+
+from grok_oauth_proxy.proxy.headers import Headers
+from grok_oauth_proxy.proxy.tunnel import Side, Tunnel
+
+SWITCHING: Final = 101
+
+
+class Carrier(Side, Protocol):
+    """The connection that an answer comes over: see `connection.Connection`."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def switch(self, tunnel: Tunnel) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Answer:
+    """A response whose head has arrived; `chunk` gives the rest. Closing it early drops the connection."""
+
+    def __init__(self, connection: Carrier) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.trailers: Headers = []
+        """Known once `chunk` has given None."""
+        self.connection = connection
+        """What it comes over."""
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._upload: asyncio.Task[None] | None = None
+        self.over = False
+        """Nothing more will come."""
+        self._failure: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"Answer(status={self.status}, waiting={self._size}, over={self.over})"
+
+    @property
+    def switched(self) -> bool:
+        """The API speaks another protocol from now on, as it was asked to."""
+        return self.status == SWITCHING
+
+    async def chunk(self) -> bytes | None:
+        """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
+        while not self._chunks:
+            if self._failure is not None:
+                raise self._failure
+            if self.over:
+                return None
+            await self._news()
+        data = self.take()
+        if not self.over:
+            self.connection.resume_reading()
+        return data
+
+    def take(self) -> bytes:
+        """What has come and was not fetched yet."""
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        return data
+
+    def switch(self, tunnel: Tunnel) -> None:
+        """After a 101: the connection is one side of the tunnel from now on."""
+        self.over = True
+        self.connection.switch(tunnel)
+
+    async def aclose(self) -> None:
+        """Take no more of it; nothing reads the request's body any more when this returns."""
+        if not self.over:
+            # Once over, the connection may already carry another exchange.
+            self.connection.abort()
+        if self._upload is not None and not self._upload.done():
+            self._upload.cancel()
+            await asyncio.wait({self._upload})
+
+    async def head(self) -> None:
+        """Wait for status and headers."""
+        while not self.status:
+            if self._failure is not None:
+                raise self._failure
+            await self._news()
+
+    async def _news(self) -> None:
+        self._waiter = self.connection.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # What the connection calls.
+
+    @property
+    def uploading(self) -> bool:
+        return self._upload is not None and not self._upload.done()
+
+    def upload(self, sending: Coroutine[None, None, None]) -> None:
+        """Send the request's body while its answer is waited for."""
+        self._upload = self.connection.loop.create_task(sending, name="upload")
+
+    def begin(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+        self._wake()
+
+    def feed(self, data: bytes) -> int:
+        """Take bytes of the body; how many wait to be fetched."""
+        self._chunks.append(data)
+        self._size += len(data)
+        self._wake()
+        return self._size
+
+    def end(self) -> None:
+        self.over = True
+        self._wake()
+
+    def fail(self, failure: BaseException) -> None:
+        if not self.over:
+            self._failure = failure
+            self.over = True
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,250 @@
+"""WebSockets through the proxy: the same frames on both sides, the same front door, the same care."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from websockets.asyncio.client import ClientConnection as AsyncConnection
+from websockets.asyncio.client import connect as async_connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin, Subprotocol
+
+from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
+from tests.sim.harness import Sim
+
+
+@contextmanager
+def dialled(
+    proxy: Proxy,
+    path: str = "/v1/realtime?model=grok-4",
+    *protocols: str,
+    origin: str | None = None,
+    **headers: str,
+) -> Iterator[ClientConnection]:
+    with connect(
+        proxy.url.replace("http", "ws", 1) + path,
+        additional_headers={name.replace("_", "-"): value for name, value in headers.items()},
+        subprotocols=[Subprotocol(name) for name in protocols] or None,
+        origin=Origin(origin) if origin else None,
+        proxy=None,
+        open_timeout=PATIENCE,
+        close_timeout=PATIENCE,
+    ) as conversation:
+        yield conversation
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/realtime?model=grok%2D4", "/v1/responses", "/v1/tts?voice=a", "/v1/stt?a=%20b"]
+)
+def test_frames(shared_proxy: Proxy, path: str) -> None:
+    """Text and binary go both ways, under our bearer and the very target that was asked for."""
+    with dialled(shared_proxy, path, authorization="Bearer of-the-client", cookie="a=b") as talk:
+        greeting = json.loads(talk.recv(PATIENCE))
+        assert greeting["target"] == path
+        assert ["authorization", "bearer:known"] in greeting["headers"]
+        assert not {"cookie", "sec-websocket-extensions"} & {name for name, _ in greeting["headers"]}
+        talk.send("Grüße")
+        assert json.loads(talk.recv(PATIENCE)) == {"type": "sim.echo", "text": "Grüße"}
+        talk.send(bytes(range(256)) * 1000)
+        assert talk.recv(PATIENCE) == bytes(range(256)) * 1000
+
+
+def test_pings(shared_proxy: Proxy) -> None:
+    """A ping is answered by the other end."""
+    with dialled(shared_proxy) as talk:
+        assert talk.ping().wait(PATIENCE)
+
+
+def test_fragments(shared_proxy: Proxy) -> None:
+    """A message in fragments arrives as one."""
+    with dialled(shared_proxy) as talk:
+        talk.recv(PATIENCE)
+        talk.send(["one ", "two ", "three"])
+        assert json.loads(talk.recv(PATIENCE))["text"] == "one two three"
+
+
+def test_the_api_closes(shared_proxy: Proxy) -> None:
+    """A closing with its code and reason comes through from the API."""
+    with dialled(shared_proxy) as talk:
+        talk.recv(PATIENCE)
+        talk.send('{"type":"sim.close","code":4001,"reason":"enough"}')
+        with pytest.raises(ConnectionClosed) as caught:
+            talk.recv(PATIENCE)
+    assert caught.value.rcvd
+    assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4001, "enough")
+
+
+def test_the_client_closes(own_sim: Sim, home: Home) -> None:
+    """A closing of the client reaches the API and leaves nothing open; the log tells the bytes."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        with dialled(proxy) as talk:
+            talk.recv(PATIENCE)
+            assert proxy.metric("proxy_requests_in_flight") == 2  # and this scrape
+            talk.close(4002, "that was all")
+        assert talk.close_code == 4002
+        proxy.err.wait_for(r"GET /v1/realtime 101 \d+ms in=[1-9]\d* out=[1-9]\d* \S+$")
+        assert proxy.metric("proxy_requests_in_flight") == 1
+
+
+def test_subprotocol(shared_proxy: Proxy) -> None:
+    """The API chooses among the subprotocols the client offers."""
+    with dialled(shared_proxy, "/v1/realtime", "realtime", "other") as talk:
+        assert talk.subprotocol == "realtime"
+
+
+def test_client_secret(shared_proxy: Proxy, shared_sim: Sim) -> None:
+    """A client secret that comes as a subprotocol is kept, and our bearer is not sent beside it."""
+    secret = f"xai-client-secret.{shared_sim.login()['access_token']}"
+    with dialled(shared_proxy, "/v1/realtime", secret) as talk:
+        assert talk.subprotocol == secret
+        names = [name for name, _ in json.loads(talk.recv(PATIENCE))["headers"]]
+        assert "authorization" not in names
+
+
+def test_bad_client_secret(shared_proxy: Proxy, shared_sim: Sim) -> None:
+    """A client secret that is refused costs no refresh: it is not ours."""
+    before = shared_sim.counters()["token_requests"]
+    with (
+        pytest.raises(InvalidStatus) as caught,
+        dialled(shared_proxy, "/v1/realtime", "xai-client-secret.bad"),
+    ):
+        pass
+    assert caught.value.response.status_code in (401, 403)
+    assert shared_sim.counters()["token_requests"] == before
+
+
+def test_refused_handshake(shared_proxy: Proxy) -> None:
+    """A handshake the API refuses arrives as its HTTP answer."""
+    with pytest.raises(InvalidStatus) as caught, dialled(shared_proxy, "/v1/nothing"):
+        pass
+    assert caught.value.response.status_code == 404
+    assert caught.value.response.body == b"Not Found"
+
+
+def test_stale_token(own_sim: Sim, home: Home) -> None:
+    """A token refused as stale, first sent again as it is young, is refreshed and the API redialled."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        own_sim.http.post("/_sim/expire-access").raise_for_status()
+        with dialled(proxy) as talk:
+            talk.recv(PATIENCE)
+        assert own_sim.counters()["refreshes"] == 1
+        assert own_sim.counters()["websockets"] == 3
+
+
+def test_front_door(own_sim: Sim, home: Home) -> None:
+    """No foreign page, and nobody without the key, gets a WebSocket."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_API_KEY="key-0123456789abcdef") as proxy:
+        for status, headers in ((403, {"origin": "https://evil.example"}), (401, {})):
+            with pytest.raises(InvalidStatus) as caught, dialled(proxy, **headers):
+                pass
+            assert caught.value.response.status_code == status
+        assert own_sim.counters()["websockets"] == 0
+        with dialled(proxy, x_api_key="key-0123456789abcdef") as talk:
+            assert talk.recv(PATIENCE)
+
+
+def test_the_client_vanishes(own_sim: Sim, home: Home) -> None:
+    """A client that goes without a closing takes the connection to the API with it."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        with dialled(proxy) as talk:
+            talk.recv(PATIENCE)
+            talk.socket.shutdown(socket.SHUT_RDWR)
+        proxy.err.wait_for("GET /v1/realtime 101")
+        assert proxy.metric("proxy_requests_in_flight") == 1
+
+
+HANDSHAKE = {
+    "Host": "127.0.0.1",
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Sec-WebSocket-Version", "8"),
+        ("Sec-WebSocket-Key", "short"),
+        ("Sec-WebSocket-Key", ""),
+        ("Sec-WebSocket-Protocol", "a b"),
+    ],
+)
+def test_malformed_handshake(shared_proxy: Proxy, shared_sim: Sim, name: str, value: str) -> None:
+    """What is no handshake is refused with an error like our others, and the API is not dialled."""
+    before = shared_sim.counters()["websockets"]
+    answer = shared_proxy.http.get("/v1/realtime", headers=HANDSHAKE | {name: value})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_handshake")
+    assert shared_sim.counters()["websockets"] == before
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: no\r\n\r\n",
+        b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"HTTP/1.1 101 Go\r\n\r\n",
+    ],
+)
+def test_api_that_switches_to_something_else(own_sim: Sim, home: Home, answer: bytes) -> None:
+    """A switch that is not to the WebSocket that was asked for is no answer."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        proxy_running(
+            home,
+            own_sim,
+            UPSTREAM_WARM_CONNECTIONS=0,
+            XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
+        ) as proxy,
+    ):
+        host, port = proxy.url.removeprefix("http://").split(":")
+        listener.settimeout(PATIENCE)
+        with socket.create_connection((host, int(port)), PATIENCE) as asking:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE.items())
+            asking.sendall(f"GET /v1/realtime HTTP/1.1\r\n{lines}\r\n".encode())
+            api, _ = listener.accept()
+            with api:
+                assert api.recv(65536)
+                api.sendall(answer)
+            with closing(asking.makefile("rb")) as back:
+                assert back.readline() == b"HTTP/1.1 502 Bad Gateway\r\n"
+
+
+@pytest.mark.anyio
+async def test_nobody_is_hurried(own_sim: Sim, home: Home) -> None:
+    """A client that does not read is not read from either, once all buffers are full; later all arrives."""
+    home.write_store(provider_store(own_sim.login()))
+    size, number, sent = 1_000_000, 100, 0
+
+    async def send_all(talk: AsyncConnection) -> None:
+        nonlocal sent
+        for _ in range(number):
+            await talk.send(bytes(size))
+            sent += 1
+
+    with proxy_running(home, own_sim) as proxy:
+        url = proxy.url.replace("http", "ws", 1) + "/v1/realtime"
+        async with async_connect(url, proxy=None) as talk:
+            await talk.recv()
+            sending = asyncio.create_task(send_all(talk))
+            before = -1
+            while sent > before:
+                before = sent
+                for _ in range(100):  # the proxy is not too busy to go on
+                    await asyncio.to_thread(proxy.http.get, "/health")
+            stalled_at = sent
+            assert [len(await talk.recv()) for _ in range(number)] == [size] * number
+            await sending
+    assert 0 < stalled_at < number
