@@ -20,6 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"tasks", "proxy", "observe"}),
     frozenset({"web", "http1"}),
     frozenset({"server", "app"}),
+    frozenset({"workers"}),
     frozenset({"daemon"}),
     frozenset({"cli", "__main__"}),
 )
@@ -30,7 +31,8 @@ The empty name is the package's own `__init__`.
 
 ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"})
 # The demo starts the proxy with an environment of its own and hands it PATH and the language of this one.
-ENVIRONMENT_READERS = frozenset({"settings", "cli.demo_stage"})
+# A worker gets the environment of the process that starts it, and one variable more.
+ENVIRONMENT_READERS = frozenset({"settings", "cli.demo_stage", "workers"})
 PROXY_ENVIRONMENT = frozenset({"getproxies", "getproxies_environment", "proxy_bypass_environment"})
 
 Edges = Mapping[str, frozenset[str]]

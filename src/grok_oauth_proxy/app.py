@@ -55,6 +55,16 @@ def refuse_unsafe_start(settings: Settings) -> None:
         )
 
 
+def prepare_state(settings: Settings, observer: Observer) -> StateFile:
+    """Repair the permissions of the state file, and keep it aside if it is damaged; raises `StoreProblem`."""
+    state_file = StateFile(settings.grok_proxy_auth_state)
+    for repaired in state_file.prepare():
+        observer(StoreTrouble("permissions_repaired", repaired))
+    if (kept := state_file.set_aside_if_corrupt()) is not None:
+        observer(StoreTrouble("state_corrupt", kept))
+    return state_file
+
+
 @asynccontextmanager
 async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Observer]]:
     """The application, its credentials loaded and its background tasks running, and who hears what happens.
@@ -63,9 +73,9 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
     """
     clock = Clock()
     store = HermesStore(settings.hermes_stores)
-    metrics = Metrics(lambda: tokens.status().seconds_to_expiry)
+    metrics = Metrics(lambda: tokens.status().seconds_to_expiry, shared=settings.proxy_workers > 1)
     observer = _broadcast(metrics, log_event)
-    state_file = _prepared(StateFile(settings.grok_proxy_auth_state), observer)
+    state_file = prepare_state(settings, observer)
     async with (
         _control_plane(settings) as control_plane,
         aclosing(_upstream(settings, clock)) as upstream,
@@ -151,14 +161,6 @@ def _upstream(settings: Settings, clock: Clock) -> Upstream:
         read_timeout=settings.upstream_read_timeout,
         clock=clock,
     )
-
-
-def _prepared(state_file: StateFile, observer: Observer) -> StateFile:
-    for repaired in state_file.prepare():
-        observer(StoreTrouble("permissions_repaired", repaired))
-    if (kept := state_file.set_aside_if_corrupt()) is not None:
-        observer(StoreTrouble("state_corrupt", kept))
-    return state_file
 
 
 def _broadcast(*observers: Observer) -> Observer:

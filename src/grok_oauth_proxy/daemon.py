@@ -5,37 +5,72 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import click
 import uvicorn
 
-from grok_oauth_proxy.app import refuse_unsafe_start, running_app
+from grok_oauth_proxy.app import prepare_state, refuse_unsafe_start, running_app
 from grok_oauth_proxy.errors import StartRefused
-from grok_oauth_proxy.observe.log import configure_logging
+from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.server import Server, listen, url_of
 from grok_oauth_proxy.settings import Settings
+from grok_oauth_proxy.workers import READY, Workers
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `ProxyError` when it may not or cannot start."""
+def run(settings: Settings, *, worker: int | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises `ProxyError` when it may not or cannot start.
+
+    `worker`: the descriptor of the socket to serve as one of several processes.
+    """
     os.umask(0o077)
     configure_logging(settings.log_level)
     refuse_unsafe_start(settings)
+    if settings.proxy_workers > 1 and worker is None:
+        return asyncio.run(_supervise(settings))
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings) if worker is None else _work(settings, worker))
+    return 0
 
 
 async def _serve(settings: Settings) -> None:
     async with running_app(settings) as (app, observer):
-        with (
-            listen(settings.proxy_host, settings.proxy_port) as sock,
-            _address_kept(settings.grok_proxy_auth_state.parent / "address", url_of(sock)),
-        ):
+        with _listening(settings) as sock:
             await Server(app, observer, on_ready=lambda: _greet(settings, sock)).serve(sockets=[sock])
+
+
+async def _supervise(settings: Settings) -> int:
+    prepare_state(settings, log_event)
+    with (
+        _listening(settings) as sock,
+        tempfile.TemporaryDirectory(prefix="grok-oauth-proxy-") as folder,
+    ):
+        greet = partial(_greet, settings, sock)
+        return await Workers(settings.proxy_workers, sock, folder, on_ready=greet).run()
+
+
+async def _work(settings: Settings, descriptor: int) -> None:
+    async with running_app(settings) as (app, observer):
+        with socket.socket(fileno=descriptor) as sock:
+            server = Server(app, observer, on_ready=lambda: os.write(sys.stdout.fileno(), READY))
+            # Nobody writes to it: that it can be read means that the process which started this one is gone.
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), server.end)
+            await server.serve(sockets=[sock])
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    with (
+        listen(settings.proxy_host, settings.proxy_port) as sock,
+        _address_kept(settings.grok_proxy_auth_state.parent / "address", url_of(sock)),
+    ):
+        yield sock
 
 
 def _greet(settings: Settings, sock: socket.socket) -> None:

@@ -25,7 +25,7 @@ _DRAIN = 30
 class Server(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM, SIGINT and SIGHUP, and says when it listens."""
 
-    def __init__(self, app: Application, observer: Observer, *, on_ready: Callable[[], None]) -> None:
+    def __init__(self, app: Application, observer: Observer, *, on_ready: Callable[[], object]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -45,6 +45,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    def end(self) -> None:
+        """As a signal does."""
+        asyncio.get_running_loop().remove_reader(0)
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
 
     proxy_host: str = "127.0.0.1"
     proxy_port: int = Field(default=9996, ge=0, le=65535)
+    proxy_workers: int = Field(default=1, ge=1, le=64)
     proxy_api_key: SecretStr | None = None
     proxy_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     proxy_allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()

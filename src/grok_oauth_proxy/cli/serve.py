@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 
 @click.command()
-def serve() -> None:
+@click.option("--worker", type=int, hidden=True, help="Serve this inherited socket, for PROXY_WORKERS.")
+def serve(worker: int | None) -> None:
     """Serve the Grok API on http://127.0.0.1:9996/v1 with your Hermes login.
 
     All settings come from the environment; the README lists them.
@@ -15,4 +18,4 @@ def serve() -> None:
     from grok_oauth_proxy import daemon
     from grok_oauth_proxy.settings import load_settings
 
-    daemon.run(load_settings())
+    sys.exit(daemon.run(load_settings(), worker=worker))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import disable_created_metrics as _disable_created_metrics
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from grok_oauth_proxy.events import (
     Event,
@@ -83,9 +85,14 @@ def route_label(path: str) -> str:
 
 
 class Metrics:
-    """An observer. `seconds_to_expiry` is asked at each scrape; None means that no expiry is known."""
+    """An observer. `seconds_to_expiry` is asked at each scrape; None means that no expiry is known.
 
-    def __init__(self, seconds_to_expiry: Callable[[], float | None]) -> None:
+    `shared`: the numbers of several processes add up, in the folder PROMETHEUS_MULTIPROC_DIR names.
+    """
+
+    def __init__(self, seconds_to_expiry: Callable[[], float | None], *, shared: bool = False) -> None:
+        self._seconds_to_expiry = seconds_to_expiry
+        self._shared = shared
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -98,15 +105,20 @@ class Metrics:
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
         self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
         self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
-        self._in_flight = Gauge("proxy_requests_in_flight", "Requests being answered", registry=registry)
-        expiry = Gauge("proxy_token_seconds_to_expiry", "Life left in the access token", registry=registry)
-        expiry.set_function(lambda: _or_nan(seconds_to_expiry()))
+
+        def gauge(name: str, text: str, *, of_all: Literal["livesum", "mostrecent"]) -> Gauge:
+            return Gauge(name, text, registry=registry, multiprocess_mode=of_all)
+
+        self._in_flight = gauge("proxy_requests_in_flight", "Requests being answered", of_all="livesum")
+        self._expiry = gauge(
+            "proxy_token_seconds_to_expiry", "Life left in the access token", of_all="mostrecent"
+        )
         self._refreshed = counter("proxy_oauth_refresh_success_total", "Token refreshes that gave a token")
         self._refresh_failed = counter("proxy_oauth_refresh_failure_total", "Those that did not", "reason")
-        self._rotated = Gauge(
+        self._rotated = gauge(
             "proxy_oauth_refresh_token_rotated",
             "1 if the last refresh replaced the refresh token",
-            registry=registry,
+            of_all="mostrecent",
         )
         self._stale = {
             "attempt": counter("proxy_oauth_401_refresh_attempt_total", "Requests refused as stale"),
@@ -136,7 +148,13 @@ class Metrics:
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        return generate_latest(self._registry)
+        left = self._seconds_to_expiry()
+        self._expiry.set(math.nan if left is None else left)
+        registry = self._registry
+        if self._shared:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
+        return generate_latest(registry)
 
     def _finish(self, event: RequestFinished) -> None:
         self._in_flight.dec()
@@ -148,7 +166,3 @@ class Metrics:
         self._duration.observe(event.duration)
         if event.ttfb is not None:
             self._ttfb.observe(event.ttfb)
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
