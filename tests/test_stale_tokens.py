@@ -265,10 +265,10 @@ def test_edge_that_learns_late_after_an_expiry(home: Home, own_sim: Sim) -> None
 
 def test_edge_lag_is_not_noticed_ahead_of_time(home: Home, own_sim: Sim) -> None:
     """After a refresh ahead of time the old token serves on, so that a late edge refuses nothing."""
-    own_sim.patch(access_lifetime=12)
+    own_sim.patch(access_lifetime=16)
     tokens = own_sim.login()
     home.write_store(provider_store(tokens))
-    own_sim.patch(edge_lag=1.5)
+    own_sim.patch(edge_lag=0.5)
     with proxy_running(home, own_sim) as proxy:
         deadline = time.monotonic() + PATIENCE
         while own_sim.status_of(tokens["access_token"]) != 200:
