@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -166,6 +167,11 @@ class Proxy:
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
 
+    def dial(self) -> socket.socket:
+        """A bare connection to it."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), PATIENCE)
+
     def stop(self) -> int:
         """SIGTERM, then the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -201,6 +207,17 @@ def proxy_running(
         url = err.wait_for(r"ready: (http://\S+)/v1")[1]
         with client(url, timeout=PATIENCE) as http:
             yield Proxy(url, home, http, process, err)
+
+
+@contextmanager
+def before_bare_api(home: Home, sim: Sim, *, warm: int = 0) -> Iterator[tuple[socket.socket, Proxy]]:
+    """A proxy whose API is a listening socket and no more; `warm` connections are opened before a request."""
+    home.write_store(provider_store(sim.login()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with proxy_running(home, sim, XAI_BASE_URL=url, UPSTREAM_WARM_CONNECTIONS=warm) as proxy:
+            yield listener, proxy
 
 
 @contextmanager

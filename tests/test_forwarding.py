@@ -12,7 +12,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, Proxy, before_bare_api, provider_store, proxy_running
 from tests.sim.harness import Sim, client
 
 
@@ -121,31 +121,19 @@ def test_large_upload_is_streamed_whole(shared_proxy: Proxy) -> None:
 
 def test_bytes_that_few_servers_know(own_sim: Sim, home: Home) -> None:
     """A target goes on as it is, however odd, and what comes back includes the trailers of the answer."""
-    home.write_store(provider_store(own_sim.login()))
     target = b'/v1/files/|"{}^`\\[]<>?q=|"{}^`\\[]<>'
     answer = (
         b"HTTP/1.1 207 Odd\r\nTransfer-Encoding: chunked\r\nx-request-id: r1\r\n\r\n"
         b"2\r\nhi\r\n0\r\nx-metrics: 7\r\nset-cookie: a=b\r\n\r\n"
     )
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        proxy_running(
-            home,
-            own_sim,
-            UPSTREAM_WARM_CONNECTIONS=0,
-            XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
-        ) as proxy,
-    ):
-        host, port = proxy.url.removeprefix("http://").split(":")
-        listener.settimeout(PATIENCE)
-        with socket.create_connection((host, int(port)), PATIENCE) as asking:
-            asking.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
-            api, _ = listener.accept()
-            with api, api.makefile("rb") as incoming:
-                assert incoming.readline() == b"GET %b HTTP/1.1\r\n" % target
-                api.sendall(answer)
-                with asking.makefile("rb") as back:
-                    received = back.read()
+    with before_bare_api(home, own_sim) as (listener, proxy), proxy.dial() as asking:
+        asking.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
+        api, _ = listener.accept()
+        with api, api.makefile("rb") as incoming:
+            assert incoming.readline() == b"GET %b HTTP/1.1\r\n" % target
+            api.sendall(answer)
+            with asking.makefile("rb") as back:
+                received = back.read()
     assert received == (
         b"HTTP/1.1 207 Multi-Status\r\nx-request-id: r1\r\ntransfer-encoding: chunked\r\n"
         b"connection: close\r\n\r\n2\r\nhi\r\n0\r\nx-metrics: 7\r\n\r\n"
@@ -181,8 +169,7 @@ def test_client_that_leaves_cancels_upstream(own_sim: Sim, home: Home, when: str
             'Content-Length: 64\r\n\r\n{"model":"g","stream":true,"messages":[{"role":"user","content":"'
         )
         body = '{"model":"g","stream":true,"messages":[]}'.ljust(64)
-        host, port = proxy.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), PATIENCE) as leaving:
+        with proxy.dial() as leaving:
             leaving.sendall(head.split("\r\n\r\n")[0].encode() + b"\r\n\r\n" + body.encode())
             if directive == "hang":
                 assert leaving.recv(10)
@@ -204,19 +191,8 @@ def test_client_that_leaves_cancels_upstream(own_sim: Sim, home: Home, when: str
 )
 def test_client_that_leaves_a_refusal(own_sim: Sim, home: Home, begun: bytes) -> None:
     """A client that goes before it has an answer takes the connection to the API with it."""
-    home.write_store(provider_store(own_sim.login()))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        proxy_running(
-            home,
-            own_sim,
-            UPSTREAM_WARM_CONNECTIONS=0,
-            XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
-        ) as proxy,
-    ):
-        host, port = proxy.url.removeprefix("http://").split(":")
-        listener.settimeout(PATIENCE)
-        with socket.create_connection((host, int(port)), PATIENCE) as leaving:
+    with before_bare_api(home, own_sim) as (listener, proxy):
+        with proxy.dial() as leaving:
             leaving.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
             api, _ = listener.accept()
             api.settimeout(PATIENCE)
@@ -229,22 +205,11 @@ def test_client_that_leaves_a_refusal(own_sim: Sim, home: Home, begun: bytes) ->
 
 def test_client_that_leaves_a_stalled_upload(own_sim: Sim, home: Home) -> None:
     """When the API has stopped reading an upload, the client's going is seen all the same."""
-    home.write_store(provider_store(own_sim.login()))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as api,
-        proxy_running(
-            home,
-            own_sim,
-            UPSTREAM_WARM_CONNECTIONS=0,
-            XAI_BASE_URL=f"http://127.0.0.1:{api.getsockname()[1]}/v1",
-        ) as proxy,
-    ):
-        host, port = proxy.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), PATIENCE) as leaving:
+    with before_bare_api(home, own_sim) as (api, proxy):
+        with proxy.dial() as leaving:
             leaving.sendall(
                 b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n"
             )
-            api.settimeout(PATIENCE)
             deaf, _ = api.accept()
             leaving.settimeout(0.5)
             with pytest.raises(TimeoutError):
@@ -277,17 +242,7 @@ def test_broken_off_before_the_head(shared_proxy: Proxy) -> None:
 
 def test_warm_connections(home: Home, own_sim: Sim) -> None:
     """UPSTREAM_WARM_CONNECTIONS connections are opened at the start, and a question takes one of them."""
-    home.write_store(provider_store(own_sim.login()))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as api,
-        proxy_running(
-            home,
-            own_sim,
-            UPSTREAM_WARM_CONNECTIONS=1,
-            XAI_BASE_URL=f"http://127.0.0.1:{api.getsockname()[1]}/v1",
-        ) as proxy,
-    ):
-        api.settimeout(PATIENCE)
+    with before_bare_api(home, own_sim, warm=1) as (api, proxy):
         warm, _ = api.accept()
         warm.settimeout(PATIENCE)
         with warm, ThreadPoolExecutor() as pool:

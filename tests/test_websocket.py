@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, Proxy, before_bare_api, provider_store, proxy_running
 from tests.sim.harness import Sim
 
 
@@ -199,27 +199,15 @@ def test_malformed_handshake(shared_proxy: Proxy, shared_sim: Sim, name: str, va
 )
 def test_api_that_switches_to_something_else(own_sim: Sim, home: Home, answer: bytes) -> None:
     """A switch that is not to the WebSocket that was asked for is no answer."""
-    home.write_store(provider_store(own_sim.login()))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        proxy_running(
-            home,
-            own_sim,
-            UPSTREAM_WARM_CONNECTIONS=0,
-            XAI_BASE_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
-        ) as proxy,
-    ):
-        host, port = proxy.url.removeprefix("http://").split(":")
-        listener.settimeout(PATIENCE)
-        with socket.create_connection((host, int(port)), PATIENCE) as asking:
-            lines = "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE.items())
-            asking.sendall(f"GET /v1/realtime HTTP/1.1\r\n{lines}\r\n".encode())
-            api, _ = listener.accept()
-            with api:
-                assert api.recv(65536)
-                api.sendall(answer)
-            with closing(asking.makefile("rb")) as back:
-                assert back.readline() == b"HTTP/1.1 502 Bad Gateway\r\n"
+    with before_bare_api(home, own_sim) as (listener, proxy), proxy.dial() as asking:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE.items())
+        asking.sendall(f"GET /v1/realtime HTTP/1.1\r\n{lines}\r\n".encode())
+        api, _ = listener.accept()
+        with api:
+            assert api.recv(65536)
+            api.sendall(answer)
+        with closing(asking.makefile("rb")) as back:
+            assert back.readline() == b"HTTP/1.1 502 Bad Gateway\r\n"
 
 
 @pytest.mark.anyio
