@@ -598,6 +598,23 @@ async def test_retry_after(world: World, retry_after: float) -> None:
     assert world.server.sent == ["refresh-a"] * 2
 
 
+async def test_old_token_serves_on_without_a_gap(world: World) -> None:
+    """However often it is asked during a refresh ahead of time, the old token is what is given out."""
+    for number in range(50):
+        old = link(f"refresh-{number}", issued=world.hands.wall - LIFETIME + 100)
+        world.hold(store(block(old)))
+        tokens = await world.started()
+        refreshing = asyncio.create_task(tokens.refresh_ahead())
+        given = set()
+        while not refreshing.done():
+            given.add(await bearer_of(tokens))
+            await asyncio.sleep(0)
+        await refreshing
+        assert given == {access(old)}
+        assert await bearer_of(tokens) == access(old)
+        assert world.server.sent[-1] == f"refresh-{number}"
+
+
 async def test_transient_with_a_valid_token(world: World) -> None:
     """While the server fails, a token that is still good is served."""
     world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 100))))

@@ -304,17 +304,17 @@ class TokenManager:
                 raise StoreProblem(DOUBTFUL, code="link_in_doubt")
             if not await asyncio.to_thread(chain.rehearse):
                 raise StoreProblem(NO_ROOM, code="store_not_writable")
-            before = chain.grant.token
-            if not await self._spend(chain.grant):
-                if refused is None and chain.grant.token is not before:
-                    self._overlap = (before, self._clock.monotonic() + _OVERLAP)
+            if not await self._spend(chain.grant, ahead=refused is None):
                 return
             # Terminal: a sibling may have rotated outside the lock, so the store is read again
             # before the verdict is believed (facts: OAuth server).
             await asyncio.to_thread(chain.synchronise)
 
-    async def _spend(self, grant: Grant) -> bool:
-        """Send the refresh token once; True when the verdict was terminal and the store wants a look."""
+    async def _spend(self, grant: Grant, *, ahead: bool) -> bool:
+        """Send the refresh token once; True when the verdict was terminal and the store wants a look.
+
+        `ahead`: the API has not refused the access token, which may serve on for a moment.
+        """
         if (client_id := self.client_id) is None:
             self._fail(RefreshFailed("no_client_id", BLOCKED["no_client_id"], terminal=True))
             return False
@@ -324,6 +324,9 @@ class TokenManager:
         outcome = await self._server.refresh(grant, client_id)
         match outcome:
             case Refreshed(renewed, rotated):
+                if ahead:
+                    # Before the new token can be seen, which happens in another thread.
+                    self._overlap = (grant.token, self._clock.monotonic() + _OVERLAP)
                 await self._publish(grant, renewed, rotated=rotated)
             case Terminal(error):
                 self._fail(RefreshFailed(error, BLOCKED[error], terminal=True))
