@@ -32,9 +32,14 @@ def main() -> None:
     arguments = parser.parse_args()
     missing = [package for name, package in TOOLS.items() if tool(name) is None and name != "caddy"]
     if missing:
-        raise SystemExit(f"Missing: {', '.join(missing)}. Install them (Debian: apt install {' '.join(missing)}).")
+        raise SystemExit(
+            f"Missing: {', '.join(missing)}. Install them (Debian: apt install {' '.join(missing)})."
+        )
     rounds, seconds = (1, 1.0) if arguments.quick else (3, 3.0)
-    with tempfile.TemporaryDirectory(prefix="grok-oauth-proxy-bench-") as folder, Stage(Path(folder)) as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="grok-oauth-proxy-bench-") as folder,
+        Stage(Path(folder)) as stage,
+    ):
         numbers = run(stage, rounds, seconds)
     arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
     show(numbers)
@@ -42,7 +47,12 @@ def main() -> None:
 
 def run(stage: Stage, rounds: int, seconds: float) -> Numbers:
     upstream, issuer = stage.upstream(), stage.issuer()
-    targets = [upstream, stage.nginx(upstream.url), stage.ours(upstream.url, issuer), stage.obvious(upstream.url)]
+    targets = [
+        upstream,
+        stage.nginx(upstream.url),
+        stage.ours(upstream.url, issuer),
+        stage.obvious(upstream.url),
+    ]
     if tool("caddy"):
         targets.insert(2, stage.caddy(upstream.url))
     ours = next(target for target in targets if target.name == "ours")
@@ -64,6 +74,8 @@ def run(stage: Stage, rounds: int, seconds: float) -> Numbers:
     }
     step("streams")
     numbers["streams"] = streams(stage, issuer, rounds, seconds * 2)
+    step("a large upload and a large download")
+    numbers["bulk, MB grown"] = bulk(stage, issuer, 1 << (26 if rounds == 1 else 30))
     step("one-shot requests over 40 ms")
     numbers["one shot, ms"] = one_shots(stage, upstream, issuer)
     step("starts")
@@ -80,7 +92,8 @@ def alternating(
         for target in targets:
             taken[target.name].append(measure(target))
     return {
-        name: {key: median(one[key] for one in several) for key in several[0]} for name, several in taken.items()
+        name: {key: median(one[key] for one in several) for key in several[0]}
+        for name, several in taken.items()
     }
 
 
@@ -105,14 +118,37 @@ def read_streams(stage: Stage, target: Target, seconds: float) -> dict[str, floa
     command.append(stage.trust["SSL_CERT_FILE"])
     memory = target.resident_bytes()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as reader:
-        assert reader.stdout is not None
-        reader.stdout.readline()
+        lines = iter(reader.stdout or ())
+        next(lines)
         before, grown = target.cpu_seconds(), target.resident_bytes() - memory
-        said = json.loads(reader.stdout.readline())
+        said: dict[str, float] = json.loads(next(lines))
         used = target.cpu_seconds() - before
     said["cpu_us"] = used * 1e6 / max(1, said["chunks"])
     said["kb_a_stream"] = grown / 300 / 1e3
     return said
+
+
+def bulk(stage: Stage, issuer: str, size: int) -> dict[str, float]:
+    """By how many MB our process grows at most while `size` bytes go up, and while they come down."""
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.benchmark.bulk", str(port), str(stage.certificate), str(size)]
+    far = stage.start("bulk", command, f"https://localhost:{port}", PYTHONPATH=str(Path.cwd()))
+    ours = stage.ours(far.url, issuer, "ours-bulk")
+    file = stage.folder / "bulk"
+    with file.open("wb") as sparse:
+        sparse.truncate(size)
+    curl = [tool("curl") or "curl", "-sf", "-o", os.devnull, f"{ours.url}/v1/files"]
+    grown = {}
+    for name, arguments in (("upload", ["-X", "POST", "-T", str(file)]), ("download", [])):
+        idle = highest = ours.resident_bytes()
+        with subprocess.Popen([*curl, *arguments]) as transfer:
+            while transfer.poll() is None:
+                highest = max(highest, ours.resident_bytes())
+                time.sleep(0.02)
+        if transfer.returncode:
+            raise SystemExit(f"The {name} failed: curl ended with {transfer.returncode}.")
+        grown[name] = (highest - idle) / 1e6
+    return grown
 
 
 def one_shots(stage: Stage, upstream: Target, issuer: str) -> dict[str, float]:
@@ -145,7 +181,11 @@ def vars_of(taken: load.Load) -> dict[str, float]:
 
 def machine() -> dict[str, str]:
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version()}
@@ -167,7 +207,12 @@ def rows(numbers: Numbers) -> list[tuple[str, str, str, str, str]]:
     taken: list[tuple[str, str, str, str, str]] = []
 
     def compare(measure: str, mine: float, name: str, other: float, must: str, unit: str = "") -> None:
-        taken.append((measure, f"{mine:,.3g}{unit}", f"{name} {other:,.3g}{unit}", f"{mine / other:.2f}", must))
+        if not other:
+            taken.append((measure, f"{mine:,.3g}{unit}", f"{name}: not run", "", must))
+            return
+        taken.append(
+            (measure, f"{mine:,.3g}{unit}", f"{name} {other:,.3g}{unit}", f"{mine / other:.2f}", must)
+        )
 
     for name, must in (("caddy", "≥ 1.0"), ("nginx", "≥ 0.45"), ("obvious", "≥ 20"), ("upstream", "")):
         if name in many:
@@ -184,6 +229,8 @@ def rows(numbers: Numbers) -> list[tuple[str, str, str, str, str]]:
     compare("start", begun["ours"], "imports", begun["imports"], "≤ 2", " s")
     taken.append(("resident, idle", f"{numbers['resident MB, idle']['ours']:.0f} MB", "", "", "≤ 75 MB"))
     taken.append(("resident, an open stream", f"{flows['ours']['kb_a_stream']:.0f} KB", "", "", "≤ 40 KB"))
+    for name, megabytes in numbers["bulk, MB grown"].items():
+        taken.append((f"resident, {name}", f"+{megabytes:.0f} MB", "", "", "≤ +20 MB"))
     growth = {count: result["rate"] for count, result in numbers["growth"].items()}
     lowest = min(growth[count] for count in growth if int(count) >= 8)
     compare("requests/s at 1 to 1024 connections", lowest, "peak", max(growth.values()), "≥ 0.6")

@@ -51,9 +51,20 @@ def _latency(text: str) -> float:
 
 def one_shot(url: str, authority: Path) -> float:
     """Milliseconds of one chat request from a process that has no connection yet."""
-    command = [tool("curl") or "curl", "-s", "-o", "/dev/null", "-w", "%{time_total}", "--cacert", str(authority)]
+    command = [
+        tool("curl") or "curl",
+        "-s",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{time_total}",
+        "--cacert",
+        str(authority),
+    ]
     command += ["-H", "content-type: application/json", "-d", QUESTION, f"{url}/v1/chat/completions"]
-    return float(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout) * 1000
+    return (
+        float(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout) * 1000
+    )
 
 
 def seconds_of(command: list[str]) -> float:

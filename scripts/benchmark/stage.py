@@ -26,7 +26,7 @@ TOOLS = {"nginx": "nginx-light", "caddy": "caddy", "wrk": "wrk", "curl": "curl"}
 
 @dataclass(frozen=True)
 class Target:
-    """Something to measure: where it listens, and the process that does the work (None: the upstream itself)."""
+    """Something to measure: where it listens, and the process that does the work, if there is one."""
 
     name: str
     url: str
@@ -69,7 +69,11 @@ def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[subp
     """A process, ended by its id; its output goes to `log`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, env={"PATH": os.environ["PATH"], **env}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            env={"PATH": os.environ["PATH"], **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
     try:
         yield process
@@ -88,11 +92,12 @@ def wait_until_open(url: str) -> None:
     while True:
         try:
             socket.create_connection((host, port or 0), 1).close()
-            return
         except OSError:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{url} did not come up.") from None
             time.sleep(0.02)
+        else:
+            return
 
 
 class Stage:
@@ -129,7 +134,8 @@ class Stage:
             f"https://localhost:{port}",
             f"""
             server {{
-              listen 127.0.0.1:{port} ssl; ssl_certificate {self.certificate}; ssl_certificate_key {self.certificate};
+              listen 127.0.0.1:{port} ssl;
+              ssl_certificate {self.certificate}; ssl_certificate_key {self.certificate};
               keepalive_requests 100000000; keepalive_timeout 600s;
               location / {{ default_type application/json; return 200 '{ANSWER}'; }}
             }}""",
@@ -141,13 +147,17 @@ class Stage:
             "nginx",
             f"http://127.0.0.1:{port}",
             f"""
-            upstream api {{ server {upstream.removeprefix('https://')}; keepalive 1100; keepalive_requests 100000000; }}
+            upstream api {{
+              server {upstream.removeprefix("https://")}; keepalive 1100; keepalive_requests 100000000;
+            }}
             server {{
               listen 127.0.0.1:{port}; keepalive_requests 100000000;
               location / {{
-                proxy_pass https://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+                proxy_pass https://api; proxy_http_version 1.1; proxy_buffering off;
+                proxy_set_header Connection "";
                 proxy_set_header Authorization "Bearer x"; proxy_ssl_name localhost; proxy_ssl_server_name on;
-                proxy_ssl_verify on; proxy_ssl_trusted_certificate {self._authority}; proxy_read_timeout 3600s;
+                proxy_ssl_verify on; proxy_ssl_trusted_certificate {self._authority};
+                proxy_read_timeout 3600s;
               }}
             }}""",
         )
@@ -161,7 +171,8 @@ class Stage:
         config.write_text(
             f"daemon off; worker_processes auto; pid {self.folder}/{name}.pid; error_log stderr error;\n"
             f"events {{ worker_connections 8192; }}\n"
-            f"http {{ access_log {self.folder}/{name}-access.log; {scratch} client_max_body_size 0; {servers} }}\n"
+            f"http {{ access_log {self.folder}/{name}-access.log; {scratch} client_max_body_size 0;\n"
+            f"{servers} }}\n"
         )
         command = [tool("nginx") or "nginx", "-p", str(self.folder), "-c", str(config)]
         return self.start(name, command, url)
@@ -170,9 +181,10 @@ class Stage:
         port = free_port()
         config = self.folder / "Caddyfile"
         config.write_text(
-            f"{{\n admin off\n auto_https off\n log {{\n output file {self.folder}/caddy-access.log\n }}\n}}\n"
+            f"{{\n admin off\n auto_https off\n"
+            f" log {{\n output file {self.folder}/caddy-access.log\n }}\n}}\n"
             f"http://:{port} {{\n bind 127.0.0.1\n log {{\n output file {self.folder}/caddy-access.log\n }}\n"
-            f" reverse_proxy {upstream} {{\n header_up Authorization \"Bearer x\"\n flush_interval -1\n"
+            f' reverse_proxy {upstream} {{\n header_up Authorization "Bearer x"\n flush_interval -1\n'
             f"  transport http {{\n tls_trusted_ca_certs {self._authority}\n tls_server_name localhost\n"
             f"   keepalive_idle_conns_per_host 1100\n compression off\n  }}\n }}\n}}\n"
         )
@@ -189,13 +201,26 @@ class Stage:
     def issuer(self) -> str:
         """The simulated xAI, of which only the authorization server is used; tokens live an hour."""
         port = free_port()
-        command = [sys.executable, "-m", "grok_oauth_proxy.sim", "--port", str(port), "--access-lifetime", "3600"]
+        command = [
+            sys.executable,
+            "-m",
+            "grok_oauth_proxy.sim",
+            "--port",
+            str(port),
+            "--access-lifetime",
+            "3600",
+        ]
         return self.start("issuer", command, f"http://127.0.0.1:{port}").url
 
     def ours(self, upstream: str, issuer: str, name: str = "ours") -> Target:
         """The proxy through its normal entry point, metrics and logging on."""
         port = free_port()
-        env = {**self.trust, **self.home(name, issuer), "XAI_BASE_URL": f"{upstream}/v1", "PROXY_PORT": str(port)}
+        env = {
+            **self.trust,
+            **self.home(name, issuer),
+            "XAI_BASE_URL": f"{upstream}/v1",
+            "PROXY_PORT": str(port),
+        }
         command = [sys.executable, "-m", "grok_oauth_proxy", "serve"]
         return self.start(name, command, f"http://127.0.0.1:{port}", **env)
 
@@ -205,7 +230,10 @@ class Stage:
         hermes = home / ".hermes"
         hermes.mkdir(parents=True, mode=0o700)
         tokens = httpx.post(f"{issuer}/_sim/login", json={}, trust_env=False).json()
-        store = {"version": 1, "providers": {"xai-oauth": {"tokens": tokens, "auth_mode": "oauth_device_code"}}}
+        store = {
+            "version": 1,
+            "providers": {"xai-oauth": {"tokens": tokens, "auth_mode": "oauth_device_code"}},
+        }
         (hermes / "auth.json").write_text(json.dumps(store))
         (hermes / "auth.json").chmod(0o600)
         return {

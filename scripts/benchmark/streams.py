@@ -12,6 +12,8 @@ import sys
 import time
 from urllib.parse import urlsplit
 
+import uvloop
+
 PACE = 0.02
 _PADDING = "x" * 150
 
@@ -24,9 +26,13 @@ async def source(port: int, certificate: str) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next((line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), b":0")
+        length = next(
+            (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), b":0"
+        )
         await reader.readexactly(int(length.split(b":")[1]))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         streams.add(writer)
         await reader.read()
         streams.discard(writer)
@@ -39,7 +45,7 @@ async def source(port: int, certificate: str) -> None:
             for number in range(slices):
                 began = time.monotonic()
                 for at, writer in enumerate(list(streams)):
-                    if at % slices == number:
+                    if at % slices == number and not writer.is_closing():
                         event = f'data: {{"t":{time.monotonic_ns()},"text":"{_PADDING}"}}\n\n'.encode()
                         writer.write(b"%x\r\n%b\r\n" % (len(event), event))
                 await asyncio.sleep(max(0.0, PACE / slices - (time.monotonic() - began)))
@@ -55,7 +61,8 @@ async def read(url: str, count: int, seconds: float, authority: str) -> None:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
         writer.write(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n\r\n")
         status = await reader.readuntil(b"\r\n\r\n")
-        assert b" 200 " in status, status
+        if b" 200 " not in status:
+            raise ConnectionError(status)
         try:
             while True:
                 line = await reader.readuntil(b"\n")
@@ -79,13 +86,21 @@ async def read(url: str, count: int, seconds: float, authority: str) -> None:
         broken += task.done()
         task.cancel()
     await asyncio.wait(tasks)
-    at = lambda share: taken[int(len(taken) * share)] if taken else float("nan")  # noqa: E731 - used thrice
-    print(json.dumps({"chunks": len(taken), "p50_ms": at(0.5), "p99_ms": at(0.99), "broken": broken}))
+    print(
+        json.dumps(
+            {"chunks": len(taken), "p50_ms": at(taken, 0.5), "p99_ms": at(taken, 0.99), "broken": broken}
+        )
+    )
+
+
+def at(taken: list[float], share: float) -> float:
+    """The value below which this share of the sorted values lies."""
+    return taken[int(len(taken) * share)] if taken else float("nan")
 
 
 if __name__ == "__main__":
     role, *rest = sys.argv[1:]
     if role == "source":
-        asyncio.run(source(int(rest[0]), rest[1]))
+        uvloop.run(source(int(rest[0]), rest[1]))
     else:
-        asyncio.run(read(rest[0], int(rest[1]), float(rest[2]), rest[3]))
+        uvloop.run(read(rest[0], int(rest[1]), float(rest[2]), rest[3]))

@@ -366,7 +366,7 @@ class Connection(asyncio.Protocol):
         error = ClientError(why, code="bad_request", status=status)
         body, request_id = error_body(error), new_request_id()
         headers = [*error_headers(error, body, request_id), (b"connection", b"close")]
-        self.write(STATUS_LINES[status] + b"".join(b"%b: %b\r\n" % item for item in headers) + b"\r\n" + body)
+        self.write(b"\r\n".join([STATUS_LINES[status], *map(b": ".join, headers), b"", body]))
         self._observer(RequestStarted())
         self._observer(RequestFinished("-", "-", status, 0.0, 0.0, 0, len(body), request_id, "refused"))
         self._linger(wait=True)

@@ -17,7 +17,7 @@ from grok_oauth_proxy.proxy.headers import Headers, header
 HIGH_WATER: Final = 64 * 1024
 """Bytes of a body that wait to be fetched before the client is slowed down."""
 STATUS_LINES: Final = {
-    number: b"HTTP/1.1 %d %s\r\n" % (number, http.client.responses.get(number, "").encode())
+    number: b"HTTP/1.1 %d %s" % (number, http.client.responses.get(number, "").encode())
     for number in range(101, 600)
 }
 
@@ -101,7 +101,7 @@ class Exchange:
     def switch(self, headers: Headers) -> bytes:
         """The head of the answer with which the connection stops to speak HTTP (RFC 9110 §15.2.2)."""
         self.answered = self.started = True
-        return b"".join([STATUS_LINES[101], *[b"%b: %b\r\n" % item for item in headers], b"\r\n"])
+        return b"\r\n".join([STATUS_LINES[101], *map(b": ".join, headers), b"", b""])
 
     async def receive(self) -> Message:
         if self._expects and not (self.whole or self.started):
@@ -135,25 +135,22 @@ class Exchange:
         length = header(headers, b"content-length")
         if status == http.HTTPStatus.NO_CONTENT:
             headers = [item for item in headers if item[0] != b"content-length"]  # RFC 9110 §8.6
-        lines = [STATUS_LINES[status], *[b"%b: %b\r\n" % item for item in headers]]
+        lines = [STATUS_LINES[status], *map(b": ".join, headers)]
         if self.scope["method"] == "HEAD" or status in _BODILESS:
             self._framing = "none"
         elif length is not None:
             self._framing, self._left = "length", int(length)
         elif self.scope["http_version"] == "1.1":
             self._framing = "chunked"
-            lines.append(b"transfer-encoding: chunked\r\n")
+            lines.append(b"transfer-encoding: chunked")
         else:
             self._framing, self.keep_alive = "close", False
         self.keep_alive = self.keep_alive and self.whole and not self._wire.draining
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         elif self.scope["http_version"] == "1.0":
-            lines.append(b"connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
-        # With the first bytes of the body if they come at once, else by itself.
-        self._wire.loop.call_soon(self._flush)
+            lines.append(b"connection: keep-alive")
+        self._head = b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _flush(self) -> None:
         head, self._head = self._head, b""
@@ -167,7 +164,7 @@ class Exchange:
         elif self._framing == "chunked":
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if last:
-                data += b"0\r\n" + b"".join(b"%b: %b\r\n" % item for item in trailers) + b"\r\n"
+                data += b"\r\n".join([b"0", *map(b": ".join, trailers), b"", b""])
         elif self._framing == "length":
             surplus = len(data) > self._left
             data = data[: self._left]

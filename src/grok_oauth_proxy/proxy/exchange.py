@@ -52,7 +52,7 @@ class Exchange:
         return f"Exchange({self.method}, status={self._status}, ending={self.ending})"
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Send the head, with a request id of ours if it has none."""
+        """Send the head, with a request id of ours if it has none. It goes out with what follows."""
         self._name(headers)
         self._head_goes_out(status)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
@@ -90,9 +90,10 @@ class Exchange:
         self._bytes_out += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def end(self, trailers: Headers) -> None:
+    async def end(self, chunk: bytes, trailers: Headers) -> None:
         self.ending = "complete"
-        await self._send({"type": "http.response.body", "body": b"", "trailers": trailers})
+        self._bytes_out += len(chunk)
+        await self._send({"type": "http.response.body", "body": chunk, "trailers": trailers})
 
     async def refuse(self, error: ProxyError) -> None:
         """Answer with an error of our own; nothing may have been sent before."""

@@ -98,13 +98,13 @@ class Proxy:
                 return
             exchange.body.abandon()
             await exchange.start(answer.status, response_headers(answer.headers))
-            if peeked.prefix:
+            if peeked.prefix or not answer.ready:
                 await exchange.copy(peeked.prefix)
-            while (chunk := await answer.chunk()) is not None:
+            while (chunk := await answer.chunk()) is not None and not answer.complete:
                 await exchange.copy(chunk)
+            await exchange.end(chunk or b"", response_trailers(answer.trailers))
         finally:
             await answer.aclose()
-        await exchange.end(response_trailers(answer.trailers))
 
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""

@@ -48,6 +48,16 @@ class Answer:
         """The API speaks another protocol from now on, as it was asked to."""
         return self.status == SWITCHING
 
+    @property
+    def ready(self) -> bool:
+        """`chunk` would not have to wait."""
+        return self.over or bool(self._chunks)
+
+    @property
+    def complete(self) -> bool:
+        """All of it has come, and was fetched."""
+        return self.over and self._failure is None and not self._chunks
+
     async def chunk(self) -> bytes | None:
         """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
         while not self._chunks:

@@ -41,9 +41,9 @@ class Request(NamedTuple):
 
     def head(self) -> bytes:
         """The head on the wire (RFC 9112 §3); raises `UpstreamFailure` when it would not be one head."""
-        lines = [b"%s %s HTTP/1.1\r\n" % (self.method.encode("latin-1"), self.target)]
-        lines += [b"%s: %s\r\n" % item for item in self.headers]
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+        lines = [b"%s %s HTTP/1.1" % (self.method.encode("latin-1"), self.target)]
+        lines += map(b": ".join, self.headers)
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
             raise UpstreamFailure("bad_request", sent=False)
-        return head + b"\r\n"
+        return head + b"\r\n\r\n"

@@ -13,7 +13,7 @@ from grok_oauth_proxy.proxy.upstream.connection import Connection
 from grok_oauth_proxy.proxy.upstream.dial import Dialer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 
-_MAX_IDLE: Final = 100
+_MAX_IDLE: Final = 1024
 _MAX_IDLE_SECONDS: Final = 55.0
 _RENEWED_BEFORE: Final = 10.0
 """Seconds before the end of an idle connection from which on another one is wanted in its place."""
