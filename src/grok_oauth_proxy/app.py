@@ -18,7 +18,7 @@ from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.messages import BLOCKED, READ_ONLY
 from grok_oauth_proxy.credentials.oauth import AuthorizationServer
 from grok_oauth_proxy.credentials.state import StateFile
-from grok_oauth_proxy.egress import egress_proxy, tls_context
+from grok_oauth_proxy.egress import ResumingContext, egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
 from grok_oauth_proxy.events import Event, Observer, StoreTrouble
 from grok_oauth_proxy.observe.log import log_event
@@ -76,9 +76,10 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
     metrics = Metrics(lambda: tokens.status().seconds_to_expiry, shared=settings.proxy_workers > 1)
     observer = _broadcast(metrics, log_event)
     state_file = prepare_state(settings, observer)
+    tls = tls_context()
     async with (
-        _control_plane(settings) as control_plane,
-        aclosing(_upstream(settings, clock)) as upstream,
+        _control_plane(settings, tls) as control_plane,
+        aclosing(_upstream(settings, tls, clock)) as upstream,
     ):
         server = AuthorizationServer(
             control_plane,
@@ -146,17 +147,17 @@ def _application(
     return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
 
 
-def _control_plane(settings: Settings) -> httpx.AsyncClient:
-    proxy, tls = egress_proxy(settings.xai_oauth_issuer), tls_context()
+def _control_plane(settings: Settings, tls: ResumingContext) -> httpx.AsyncClient:
+    proxy = egress_proxy(settings.xai_oauth_issuer)
     transport = AsyncProxyTransport.from_url(proxy, verify=tls, rdns=True) if proxy else None
     return httpx.AsyncClient(trust_env=False, transport=transport, verify=tls)
 
 
-def _upstream(settings: Settings, clock: Clock) -> Upstream:
+def _upstream(settings: Settings, tls: ResumingContext, clock: Clock) -> Upstream:
     return Upstream(
         settings.xai_base_url,
         proxy=egress_proxy(settings.xai_base_url),
-        tls=tls_context(),
+        tls=tls,
         connect_timeout=settings.upstream_connect_timeout,
         read_timeout=settings.upstream_read_timeout,
         clock=clock,

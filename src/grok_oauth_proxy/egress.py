@@ -49,9 +49,13 @@ def _normal(proxy: str) -> str:
 
 
 class ResumingContext(ssl.SSLContext):
-    """For connections to one server: each handshake offers to resume `session` (RFC 8446 §2.2)."""
+    """Each handshake with a server offers to resume the last session that is remembered (RFC 8446 §2.2)."""
 
-    session: ssl.SSLSession | None = None
+    _remembered: tuple[str, ssl.SSLSession] | None = None
+
+    def remember(self, host: str, session: ssl.SSLSession | None) -> None:
+        if session is not None:
+            self._remembered = host, session
 
     def wrap_bio(
         self,
@@ -62,7 +66,9 @@ class ResumingContext(ssl.SSLContext):
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
         """What asyncio and uvloop begin a handshake with; neither passes a session."""
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or self.session)
+        if session is None and self._remembered is not None and self._remembered[0] == server_hostname:
+            session = self._remembered[1]
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 def tls_context() -> ResumingContext:

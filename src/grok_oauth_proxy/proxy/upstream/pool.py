@@ -39,6 +39,7 @@ class Upstream:
         parts = urlsplit(base_url)
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
+        self._hostname = parts.hostname or ""
         self._dialer = Dialer(base_url, proxy=proxy, tls=tls, timeout=connect_timeout)
         self._tls = tls
         self._read_timeout = read_timeout
@@ -108,7 +109,7 @@ class Upstream:
             connection.close()
             return
         if connection.served == 1:
-            self._tls.session = connection.tls_session or self._tls.session
+            self._tls.remember(self._hostname, connection.tls_session)
         connection.idle_since = self._clock.wall()
         self._idle.append(connection)
         if self._sweeper is None:
@@ -123,7 +124,7 @@ class Upstream:
         """Close what has been idle for so long that the API may be about to."""
         for connection in [connection for connection in self._idle if not self._is_fresh(connection)]:
             self._idle.remove(connection)
-            self._tls.session = connection.tls_session or self._tls.session
+            self._tls.remember(self._hostname, connection.tls_session)
             connection.close()
         again = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep) if self._idle else None
         self._sweeper = again
