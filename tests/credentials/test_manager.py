@@ -615,6 +615,27 @@ async def test_old_token_serves_on_without_a_gap(world: World) -> None:
         assert world.server.sent[-1] == f"refresh-{number}"
 
 
+async def test_reload_during_a_refresh_takes_nothing_away(world: World) -> None:
+    """A watcher that sees the store change by our own refresh does not end the old token's last moments."""
+    old = link("refresh-a", issued=NOW - LIFETIME + 100)
+    world.hold(store(block(old)))
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        asked.set()
+        await answer.wait()
+
+    world.server.gate = wait
+    tokens = await world.started()
+    refreshing = asyncio.create_task(tokens.refresh_ahead())
+    await asked.wait()
+    reloading = asyncio.create_task(tokens.reload())
+    await asyncio.sleep(0)
+    answer.set()
+    await asyncio.gather(refreshing, reloading)
+    assert await bearer_of(tokens) == access(old)
+
+
 async def test_transient_with_a_valid_token(world: World) -> None:
     """While the server fails, a token that is still good is served."""
     world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 100))))

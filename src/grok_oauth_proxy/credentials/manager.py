@@ -146,8 +146,9 @@ class TokenManager:
         await asyncio.shield(self._reloading)
 
     async def _reload(self) -> None:
-        before = self._chain.grant
         async with self._disk:
+            # Not sooner: a refresh that was waited for is no change of the store.
+            before = self._chain.grant
             await asyncio.to_thread(self._chain.recall)
             grants = await asyncio.to_thread(self._chain.source.read)
             if self._chain.lagging(grants) and self._chain.source.unwritable() is None:
