@@ -59,8 +59,14 @@ async def _work(settings: Settings, descriptor: int) -> None:
     async with running_app(settings) as (app, observer):
         with socket.socket(fileno=descriptor) as sock:
             server = Server(app, observer, on_ready=lambda: os.write(sys.stdout.fileno(), READY))
-            # Nobody writes to it: that it can be read means that the process which started this one is gone.
-            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), server.end)
+            loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
+
+            def orphaned() -> None:
+                """Nobody writes to it: it can be read once the process that started this one is gone."""
+                loop.remove_reader(parent)
+                server.should_exit = True
+
+            loop.add_reader(parent, orphaned)
             await server.serve(sockets=[sock])
 
 

@@ -46,11 +46,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
-    def end(self) -> None:
-        """As a signal does."""
-        asyncio.get_running_loop().remove_reader(0)
-        self.should_exit = True
-
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         # Never removed: a second signal must not kill a refresh that is waited for on the way out.

@@ -619,19 +619,13 @@ async def test_reload_during_a_refresh_takes_nothing_away(world: World) -> None:
     """A watcher that sees the store change by our own refresh does not end the old token's last moments."""
     old = link("refresh-a", issued=NOW - LIFETIME + 100)
     world.hold(store(block(old)))
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def wait() -> None:
-        asked.set()
-        await answer.wait()
-
-    world.server.gate = wait
+    gate = Gate(world)
     tokens = await world.started()
     refreshing = asyncio.create_task(tokens.refresh_ahead())
-    await asked.wait()
+    await gate.asked.wait()
     reloading = asyncio.create_task(tokens.reload())
     await asyncio.sleep(0)
-    answer.set()
+    gate.opened.set()
     await asyncio.gather(refreshing, reloading)
     assert await bearer_of(tokens) == access(old)
 

@@ -204,6 +204,15 @@ async def test_answer(api: Api, sent: bytes, expected: tuple[int, bytes] | str, 
         assert await outcome(api, get()) == expected
 
 
+async def test_switch_that_was_not_asked_for(api: Api) -> None:
+    """A 101 to a request that wanted no other protocol is no answer at all."""
+    async with api.serving(says(ANSWERS["switched"][0], then_hold=True)):
+        upstream = api.upstream()
+        with pytest.raises(UpstreamFailure, match="invalid_answer"):
+            await upstream.send(get())
+        await upstream.aclose()
+
+
 async def test_head_has_no_body(api: Api) -> None:
     """The answer to HEAD ends with its head, whatever length it tells."""
     async with api.serving(each(OK + b"Content-Length: 5\r\n\r\n")):

@@ -334,7 +334,8 @@ class TokenManager:
                 await asyncio.to_thread(self._chain.bury, grant, error)
                 return True
             case NotEntitled():
-                await asyncio.to_thread(self._chain.note_unspent)
+                if first:
+                    await asyncio.to_thread(self._chain.note_unspent)
                 self._fail(RefreshFailed("not_entitled", BLOCKED["not_entitled"], terminal=True))
             case Transient(reason, retry_after):
                 if abs(self._clock.wall() - self._clock.monotonic() - drift) > _SUSPENDED:

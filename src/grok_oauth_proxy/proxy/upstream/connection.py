@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
         self._active_at = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
-        self._may_switch = self._switched = False
+        self._may_switch = False
         self._tunnel: Tunnel | None = None
 
     def __repr__(self) -> str:
@@ -179,14 +179,14 @@ class Connection(asyncio.Protocol):
         if self._answer is None:
             self.close()  # nothing was asked
             return
-        if self._switched:
+        if self._answer.switched:
             self._queue(self._answer, data)
             return
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._switched:
+            if self._answer.switched:
                 self._queue(self._answer, data[upgrade.args[0] :])
             else:
                 self._fail_invalid()
@@ -255,16 +255,12 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         codings = [value.strip().lower() for name, value in self._headers if name == b"transfer-encoding"]
         known = 100 <= status <= _LAST_STATUS and codings in ([], [b"chunked"])
+        if status == SWITCHING and not self._may_switch:
+            known = False
         if not known or self._parser.get_http_version() not in ("1.0", "1.1"):
             self._fail_invalid()
             return
-        if status == SWITCHING and answer is not None and not answer.over:
-            self._switched = self._may_switch
-            if not self._switched:
-                self._fail_invalid()
-            answer.begin(status, self._headers)
-            return
-        if answer is None or answer.over or status < 200:
+        if answer is None or answer.over or (status < 200 and status != SWITCHING):
             return
         self._keep_alive = self._parser.should_keep_alive()
         self._until_close = not codings and header(self._headers, b"content-length") is None
@@ -283,7 +279,7 @@ class Connection(asyncio.Protocol):
             self._queue(self._answer, data)
 
     def on_message_complete(self) -> None:
-        if self._answer is not None and self._answer.status and not self._switched:
+        if self._answer is not None and self._answer.status and not self._answer.switched:
             self._answer.end()
 
     def _queue(self, answer: Answer, data: bytes) -> None:
