@@ -646,8 +646,8 @@ async def test_transient_with_a_valid_token(world: World) -> None:
     ("reason", "doubtful"),
     [
         *((reason, True) for reason in ("timeout", "broken_off", "malformed_reply", "empty_reply")),
-        *((reason, True) for reason in ("http_502", "http_504")),
-        *((reason, False) for reason in ("http_500", "http_503", "http_429", "unreachable")),
+        *((reason, True) for reason in ("http_500", "http_502", "http_504", "http_520", "http_524")),
+        *((reason, False) for reason in ("http_503", "http_429", "http_400", "not_json", "unreachable")),
     ],
 )
 async def test_link_whose_answer_was_lost(world: World, reason: str, doubtful: bool) -> None:
@@ -1002,7 +1002,7 @@ async def test_no_disk_takes_it_but_the_token_is_valid(world: World) -> None:
     world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 100))))
     tokens = await world.started()
     world.source.full = True
-    world.take_state_folder_away()
+    world.server.inquiry = lambda _: world.take_state_folder_away()
     await tokens.refresh_ahead()
     assert (await tokens.get()).remaining(NOW) == pytest.approx(100)
     world.hands.advance(60)

@@ -44,7 +44,10 @@ class Tokens:
     async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token:  # noqa: ARG002
         return Token(SecretStr("bearer"), 0.0, None)
 
-    def note_refused(self, token: Token) -> None:
+    def note_accepted(self) -> None:
+        pass
+
+    def note_refused(self, token: Token, *, everywhere: bool = False) -> None:
         """None is refused here."""
 
 

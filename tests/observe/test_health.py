@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grok_oauth_proxy import __version__
-from grok_oauth_proxy.credentials.manager import CredentialStatus
+from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.events import RefreshFailed
 from grok_oauth_proxy.observe.health import UpstreamPing, health_report
 

@@ -110,6 +110,11 @@ class Chain:
             self._write_back(stored, ours)
         self.adopt(self.source.read())
 
+    def look(self) -> None:
+        """Use what a store holds that nobody here can write."""
+        self.recall()
+        self.adopt(self.source.read())
+
     def adopt(self, grants: list[Grant]) -> None:
         """Use the most preferred grant that can still be sent; keep the state file in step."""
         self.behind = bool(self.lagging(grants))
@@ -141,17 +146,25 @@ class Chain:
         if self._verdict(chosen) is None:
             self.state = self.state.after_rotation(before, chosen)
 
-    def sending_since(self, grant: Grant) -> float | None:
-        """When (wall) this link was first sent without a verdict coming back; None when it was not."""
+    @property
+    def sent_at(self) -> float | None:
+        """When (wall) the link in use was first sent without a verdict coming back; None when it was not."""
         sending = self.state.sending
-        return sending.at if sending and sending.link == grant.fingerprint else None
+        return sending.at if sending and self.grant and sending.link == self.grant.fingerprint else None
 
-    def note_sending(self, grant: Grant, at: float) -> None:
-        """Save that the link was sent: whatever happens now, this process or the next must know."""
-        since = self.sending_since(grant)
-        if since is None or at < since:
-            self.state = replace(self.state, sending=Sending(grant.fingerprint, at))
-            self._save_state()
+    def note_sending(self, grant: Grant, at: float) -> bool:
+        """Save that the link is sent: whatever happens now, this process or the next must know.
+
+        False, and not noted, when the disk did not take it.
+        """
+        before = self.state
+        if self.sent_at is not None and self.sent_at <= at:
+            return True
+        self.state = replace(self.state, sending=Sending(grant.fingerprint, at))
+        if self._save_state():
+            return True
+        self.state = before
+        return False
 
     def note_unspent(self) -> None:
         """The answer says that the link was not spent."""

@@ -10,6 +10,7 @@ import random
 from typing import Final
 
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.errors import CredentialsUnavailable
 from grok_oauth_proxy.events import RefreshFailed
 
 _MAX_BACKOFF: Final = 60.0
@@ -44,6 +45,22 @@ class RefreshHistory:
     def blocked(self) -> bool:
         """Nothing may be sent now."""
         return self.problem is not None and (self.dead or self.pause > 0)
+
+    def unavailable(self) -> CredentialsUnavailable:
+        """What a request is told that gets no token."""
+        if self.problem is None:
+            return CredentialsUnavailable(
+                "There is no valid access token yet. Try again in a moment.", code="no_token", retry_after=1
+            )
+        wait = None if self.problem.terminal else max(1, round(self.pause))
+        return CredentialsUnavailable(self.problem.message, code=self.problem.reason, retry_after=wait)
+
+    def stands(self, problem: RefreshFailed) -> bool:
+        """Something stands in the way without a try having failed here; True when that is news."""
+        news = self.problem is None or self.problem.reason != problem.reason
+        if news:
+            self.problem = problem
+        return news
 
     def succeeded(self) -> None:
         self.successes += 1

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.credentials import doubt
 from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.history import RefreshHistory
 from grok_oauth_proxy.credentials.messages import (
@@ -23,25 +23,19 @@ from grok_oauth_proxy.credentials.messages import (
     EXPIRED_REPLY,
     LOST,
     NO_ROOM,
+    NOT_NOTED,
     READ_ONLY,
     TRANSIENT,
     UNSAVED,
 )
 from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Terminal, Transient
+from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.credentials.token import Grant, Token
-from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
+from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, StoreTrouble
 
 _OVERLAP = 10.0
-_GRACE = 40.0
-"""Seconds in which a link may be sent again when its answer was lost. The server allows about 60, counted
-from when it had the link, and the sending itself may take 20."""
-_AMBIGUOUS = frozenset(
-    {"timeout", "broken_off", "suspended", "malformed_reply", "empty_reply", "http_502", "http_504"}
-)
-"""Failures after which the server may have rotated all the same."""
-_SUSPENDED = 60.0
-"""Seconds by which wall clock and monotonic clock must differ to say that the system slept."""
+_DOUBT = "link_in_doubt"
 
 
 class Refresher(Protocol):
@@ -51,21 +45,6 @@ class Refresher(Protocol):
     def token_endpoint(self) -> str: ...
     async def discover(self) -> None: ...
     async def refresh(self, grant: Grant, client_id: str) -> Outcome: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CredentialStatus:
-    """What /health and the metrics show. Times are seconds, wall clock; no secret is in it."""
-
-    source: str
-    token_endpoint: str
-    expires_at: float | None
-    seconds_to_expiry: float | None
-    usable: bool
-    problem: RefreshFailed | None
-    last_refresh: dict[str, str | bool | None]
-    successes: int
-    failures: int
 
 
 class TokenManager:
@@ -92,6 +71,10 @@ class TokenManager:
         self._history = RefreshHistory(clock)
         self._useless: Token | None = None
         """A token the API refused as stale, of a login that is dead."""
+        self._worthless: Token | None = None
+        """A token the API refuses wherever it is tried."""
+        self._unreadable: RefreshFailed | None = None
+        """The store changed into something that can't be used."""
         self._changed = asyncio.Event()
         self._disk = asyncio.Lock()
 
@@ -127,71 +110,96 @@ class TokenManager:
         problem = self._history.problem
         if refused is not None and problem and problem.reason == "invalid_grant":
             self._useless = refused
-        raise self._unavailable()
+        raise self._history.unavailable()
 
-    def note_refused(self, token: Token) -> None:
-        """The API refused `token`: if it is one from before the last refresh, it is not given out again."""
+    def note_refused(self, token: Token, *, everywhere: bool = False) -> None:
+        """The API refused `token`: if it is one from before the last refresh, it is not given out again.
+
+        `everywhere`: on every path where it was tried of late, so that nothing is lost with it.
+        """
         if self._overlap and self._overlap[0].bearer == token.bearer:
             self._overlap = None
+        if everywhere:
+            self._worthless = token
+
+    def note_accepted(self) -> None:
+        """The API takes the token again."""
+        self._worthless = None
 
     async def refresh_ahead(self) -> None:
         """What the prewarm task does when `seconds_until_due` has passed; failures are kept, not raised."""
         if self.seconds_until_due() <= 0:
             await self._refresh(None)
+        self._tell_standing()
 
     async def reload(self) -> None:
         """The store changed: adopt what it holds. Raises `StoreProblem`; what is in use stays in use."""
         # In a task of its own: who waits may be cancelled while a thread writes under the lock.
         self._reloading = asyncio.create_task(self._reload(), name="store-reload")
-        await asyncio.shield(self._reloading)
+        try:
+            await asyncio.shield(self._reloading)
+        except StoreProblem as problem:
+            self._unreadable = RefreshFailed(problem.code, problem.message, terminal=False)
+            raise
+        self._unreadable = None
 
     async def _reload(self) -> None:
         async with self._disk:
             # Not sooner: a refresh that was waited for is no change of the store.
             before = self._chain.grant
-            await asyncio.to_thread(self._chain.recall)
-            grants = await asyncio.to_thread(self._chain.source.read)
-            if self._chain.lagging(grants) and self._chain.source.unwritable() is None:
-                async with self._chain.source.lock():
-                    await asyncio.to_thread(self._chain.synchronise)
-            else:
-                await asyncio.to_thread(self._chain.adopt, grants)
+            await self._look()
         if self._chain.grant != before:
             self._overlap = None
             self._heal()
             self._changed.set()
-        self._believe_verdict()
+        self._tell_standing()
+
+    async def _look(self) -> None:
+        if self._chain.source.unwritable() is None:
+            try:
+                async with self._chain.source.lock():
+                    await asyncio.to_thread(self._chain.synchronise)
+            except StoreProblem as problem:
+                if not problem.code.startswith("lock_"):
+                    raise
+            else:
+                return
+        await asyncio.to_thread(self._chain.look)
 
     def seconds_until_due(self) -> float:
         """Seconds until a refresh (or another try at one) is due; infinite when only the store can help."""
         token = self._token
         if token is None or self._history.dead:
             return math.inf
-        due = token.remaining(self._clock.wall()) - token.refresh_window(self._window)
-        if self._link_in_doubt():
-            due = token.remaining(self._clock.wall()) - token.margin
-        if self._chain.unfinished:
-            due = 0.0
+        due = 0.0
+        if not self._chain.unfinished:
+            due = doubt.seconds_until_due(
+                token,
+                sent_at=self._chain.sent_at,
+                now=self._clock.wall(),
+                window=self._window,
+                worthless=self._is_worthless(token),
+            )
         return max(due, self._history.pause)
 
     async def wait_for_change(self, timeout: float) -> None:
         """Return when the grant changed or a refresh ended, at the latest after `timeout` seconds."""
         self._changed.clear()
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout)
-        except TimeoutError:
-            return
 
     def status(self) -> CredentialStatus:
         token = self._token
         remaining = token.remaining(self._clock.wall()) if token else -math.inf
+        problem = self._history.problem or self._unreadable
+        refused = token is not None and problem is not None and self._is_worthless(token)
         return CredentialStatus(
             source=self._chain.source.name,
             token_endpoint=self._server.token_endpoint,
             expires_at=token.expires_at if token else None,
             seconds_to_expiry=remaining if math.isfinite(remaining) else None,
-            usable=self._usable(None, 0.0) is not None,
-            problem=self._history.problem,
+            usable=self._usable(None, 0.0) is not None and not refused,
+            problem=problem,
             last_refresh=self._chain.state.last_refresh,
             successes=self._history.successes,
             failures=self._history.failures,
@@ -238,17 +246,15 @@ class TokenManager:
             return True
         return token.remaining(self._clock.wall()) <= token.refresh_window(self._window)
 
-    def _link_in_doubt(self) -> bool:
-        """Sending the link again could end the login at once: its answer was lost, and the grace is over.
+    def _is_worthless(self, token: Token) -> bool:
+        return self._worthless is not None and self._worthless.bearer == token.bearer
 
-        A clock that was put back, or forward by a suspend, tells nothing, so that it counts as over.
-        """
-        since = self._chain.sending_since(self._chain.grant) if self._chain.grant else None
-        return since is not None and not 0 <= self._clock.wall() - since <= _GRACE
+    def _is_of_use(self, token: Token) -> bool:
+        return doubt.is_of_use(token, self._clock.wall(), worthless=self._is_worthless(token))
 
-    def _must_wait(self, token: Token) -> bool:
-        """While its link is in doubt, the token is used up first, even where a path refuses it."""
-        return self._link_in_doubt() and token.remaining(self._clock.wall()) > token.margin
+    @property
+    def _in_doubt(self) -> bool:
+        return doubt.in_doubt(self._chain.sent_at, self._clock.wall())
 
     async def _refresh(self, refused: Token | None) -> None:
         if self._history.blocked:
@@ -290,7 +296,7 @@ class TokenManager:
             raise StoreProblem(BEHIND, code="store_not_written")
         if not self._is_stale(refused):
             self._heal()
-        self._believe_verdict()
+        self._tell_standing()
 
     async def _save_leftovers(self) -> None:
         if not await asyncio.to_thread(self._chain.save_leftovers):
@@ -301,8 +307,9 @@ class TokenManager:
         chain = self._chain
         await asyncio.to_thread(chain.synchronise)
         while chain.grant and self._is_stale(refused) and not chain.verdict:
-            if self._must_wait(chain.grant.token):
-                raise StoreProblem(DOUBTFUL, code="link_in_doubt")
+            # While its link is in doubt, the token is used up first, even where a path refuses it.
+            if self._in_doubt and self._is_of_use(chain.grant.token):
+                raise StoreProblem(DOUBTFUL, code=_DOUBT)
             if not await asyncio.to_thread(chain.rehearse):
                 raise StoreProblem(NO_ROOM, code="store_not_writable")
             if not await self._spend(chain.grant, ahead=refused is None):
@@ -319,11 +326,8 @@ class TokenManager:
         if (client_id := self.client_id) is None:
             self._fail(RefreshFailed("no_client_id", BLOCKED["no_client_id"], terminal=True))
             return False
-        first = self._chain.sending_since(grant) is None
-        await asyncio.to_thread(self._chain.note_sending, grant, self._clock.wall())
-        drift = self._clock.wall() - self._clock.monotonic()
-        outcome = await self._server.refresh(grant, client_id)
-        match outcome:
+        first = self._chain.sent_at is None
+        match await self._send(grant, client_id):
             case Refreshed(renewed, rotated):
                 if ahead:
                     # Before the new token can be seen, which happens in another thread.
@@ -337,16 +341,26 @@ class TokenManager:
                 if first:
                     await asyncio.to_thread(self._chain.note_unspent)
                 self._fail(RefreshFailed("not_entitled", BLOCKED["not_entitled"], terminal=True))
-            case Transient(reason, retry_after):
-                if abs(self._clock.wall() - self._clock.monotonic() - drift) > _SUSPENDED:
-                    reason = "suspended"
-                    # Nobody knows how long ago it was sent.
-                    await asyncio.to_thread(self._chain.note_sending, grant, 0.0)
-                if first and reason not in _AMBIGUOUS:
+            case Transient() as failure:
+                if first and not failure.may_have_spent:
                     await asyncio.to_thread(self._chain.note_unspent)
-                message = TRANSIENT.format(reason=reason)
-                self._fail(RefreshFailed(reason, message, terminal=False), retry_after)
+                message = TRANSIENT.format(reason=failure.reason)
+                self._fail(RefreshFailed(failure.reason, message, terminal=False), failure.retry_after)
         return False
+
+    async def _send(self, grant: Grant, client_id: str) -> Outcome:
+        """Send the link, which is noted on the disk before; a failure over a suspend is told as one."""
+        noted = await asyncio.to_thread(self._chain.note_sending, grant, self._clock.wall())
+        if not noted and self._is_of_use(grant.token):
+            raise StoreProblem(NOT_NOTED, code="state_not_writable")
+        before = self._clock.wall() - self._clock.monotonic()
+        outcome = await self._server.refresh(grant, client_id)
+        slept = doubt.has_slept(before, self._clock.wall() - self._clock.monotonic())
+        if slept and isinstance(outcome, Transient):
+            # Nobody knows how long ago it was sent.
+            await asyncio.to_thread(self._chain.note_sending, grant, 0.0)
+            return Transient("suspended")
+        return outcome
 
     async def _publish(self, old: Grant, new: Grant, *, rotated: bool) -> None:
         self._chain.note_refresh(self._clock.wall(), None, rotated=rotated)
@@ -361,31 +375,24 @@ class TokenManager:
 
     # Bookkeeping.
 
-    def _believe_verdict(self) -> None:
-        """Tell a verdict that stands in the state file, from another process or before a restart, once."""
-        error = self._chain.verdict
-        known = self._history.problem
-        if error is None or (known and known.reason == error):
-            return
-        self._history.problem = RefreshFailed(error, BLOCKED[error], terminal=True)
-        self._observer(self._history.problem)
+    def _tell_standing(self) -> None:
+        """Tell once what stands in the way without a try of ours having failed.
+
+        A verdict in the state file, from another process or before a restart; or a link that is kept back.
+        """
+        token, problem = self._token, None
+        if error := self._chain.verdict:
+            problem = RefreshFailed(error, BLOCKED[error], terminal=True)
+        elif token and self._in_doubt and self._is_of_use(token) and not self._history.dead:
+            problem = RefreshFailed(_DOUBT, DOUBTFUL, terminal=False)
+        if problem and self._history.stands(problem):
+            self._observer(problem)
 
     def _heal(self) -> None:
-        self._useless = None
+        self._useless = self._worthless = None
         self._history.healed()
 
     def _fail(self, failure: RefreshFailed, retry_after: float | None = None) -> None:
         self._chain.note_refresh(self._clock.wall(), failure.reason, rotated=False)
         self._history.failed(failure, retry_after)
         self._observer(failure)
-
-    def _unavailable(self) -> CredentialsUnavailable:
-        problem = self._history.problem
-        if problem is None:
-            return CredentialsUnavailable(
-                "There is no valid access token yet. Try again in a moment.", code="no_token", retry_after=1
-            )
-        wait = max(1, round(self._history.pause))
-        return CredentialsUnavailable(
-            problem.message, code=problem.reason, retry_after=None if problem.terminal else wait
-        )

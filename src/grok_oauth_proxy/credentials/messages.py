@@ -15,8 +15,8 @@ BLOCKED: Final = {
     ),
     "not_entitled": (
         "The authorization server says this account may not use the API. Signing in again will not help: "
-        "check that the subscription includes API access, or use an API key from the xAI console (billed "
-        "separately)."
+        "check that the subscription includes API access, then restart the proxy; or use an API key from the "
+        "xAI console (billed separately)."
     ),
     "no_client_id": (
         "The login in Hermes' store does not say which client it belongs to. Set XAI_OAUTH_CLIENT_ID, or "
@@ -49,6 +49,12 @@ UNSAVED: Final = (
 NO_ROOM: Final = (
     "The access token is not refreshed, because Hermes' store could not take the renewed login. Free some "
     "space or repair the permissions of its folder; trying again by itself."
+)
+
+NOT_NOTED: Final = (
+    "The access token is not refreshed, because the proxy's state file could not be written, and a crash "
+    "during the refresh could cost the login. Free some space or repair the permissions of its folder; "
+    "trying again by itself."
 )
 
 LOST: Final = (

@@ -19,8 +19,11 @@ from grok_oauth_proxy.credentials.token import Grant, fresh_token, refresh_text
 from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 
 TERMINAL_ERRORS = frozenset({"invalid_grant", "invalid_client"})
+_REFUSED = frozenset({"unreachable", "untrusted_token_endpoint", "not_json", "http_503"})
+"""Failures before the grant was looked at, as every 4xx is: no connection, a firewall's page, no capacity."""
 _MAX_REPLY = 256 * 1024
-_MAX_RETRY_AFTER = 3600.0
+_MAX_RETRY_AFTER = 300.0
+"""Seconds. A longer pause would outlive the recovery of the server."""
 _PATIENCE = 20.0
 _DISCOVERY_PATIENCE = 5.0
 """Seconds for a whole answer, not for its next byte: Hermes' lock is held meanwhile."""
@@ -52,6 +55,11 @@ class Transient:
 
     reason: str
     retry_after: float | None = None
+
+    @property
+    def may_have_spent(self) -> bool:
+        """The server may have rotated the link before it failed to say so."""
+        return not (self.reason in _REFUSED or self.reason.startswith("http_4"))
 
 
 Outcome = Refreshed | Terminal | NotEntitled | Transient

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from grok_oauth_proxy import __version__
-from grok_oauth_proxy.credentials.manager import CredentialStatus
+from grok_oauth_proxy.credentials.status import CredentialStatus
 
 _NO_REFRESH_YET = {
     "last_refresh_at": None,

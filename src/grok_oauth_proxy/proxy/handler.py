@@ -110,8 +110,9 @@ class Proxy:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
         target = upstream_target(exchange.target, self._upstream.base_path)
         token = await self._tokens.get(at_least=self._life_needed(exchange))
-        # A token that is newer than the request has cost a refresh already.
-        attempt = retry.Attempt(exchange.method, refreshes=int(token.issued_at >= exchange.began_at))
+        # A token newer than the request has cost a refresh already; one from the future tells of a clock.
+        renewed = exchange.began_at <= token.issued_at <= self._clock.wall()
+        attempt = retry.Attempt(exchange.method, refreshes=int(renewed))
         stale = False
         while True:
             outcome = await self._send(exchange, target, token)
@@ -202,7 +203,7 @@ class Proxy:
         try:
             step = await self._recovery.step(token, attempt, path=exchange.raw_path, can_resend=kept)
         finally:
-            if step is None:
+            if step is None or not kept:
                 self._observer(StaleTokenRetry("failure"))
         if step is not None and not kept:
             raise not_resendable(self._replay_limit)

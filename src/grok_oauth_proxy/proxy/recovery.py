@@ -20,6 +20,8 @@ minutes to learn of a token (facts: API)."""
 _FUTILE_PATHS: Final = 5
 """When so many paths refuse new tokens, no path causes a refresh that never took a token."""
 _ACCEPTED_PATHS: Final = 256
+_REFUSING_LONG: Final = 60.0
+"""Seconds of nothing but refusals after which a token is of no use to whoever asks."""
 
 Step = tuple[Token, retry.Attempt]
 
@@ -28,7 +30,8 @@ class TokenProvider(Protocol):
     """See `credentials.manager.TokenManager`."""
 
     async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token: ...
-    def note_refused(self, token: Token) -> None: ...
+    def note_refused(self, token: Token, *, everywhere: bool = False) -> None: ...
+    def note_accepted(self) -> None: ...
 
 
 class Recovery:
@@ -41,11 +44,18 @@ class Recovery:
         """The paths that refused a new token too, and when (monotonic)."""
         self._accepted: dict[bytes, None] = {}
         """The paths that took a token, the newest last."""
+        self._refusing: set[bytes] = set()
+        """The paths that refused a token since the API last took one, the first of them at `_refusing_since`
+        (monotonic)."""
+        self._refusing_since = 0.0
         self._doubted: Token | None = None
         """The token last refused while a body was sent that could not be sent again."""
 
     def note_accepted(self, path: bytes) -> None:
         """The API took a token on this path."""
+        if self._refusing:
+            self._refusing.clear()
+            self._tokens.note_accepted()
         if path not in self._accepted:
             self._accepted[path] = None
             self._futile.pop(path, None)
@@ -61,7 +71,7 @@ class Recovery:
         refusal would.
         """
         deadline = self._clock.monotonic() + retry.STALE_BUDGET - attempt.waited
-        self._tokens.note_refused(token)
+        self._tokens.note_refused(token, everywhere=self._is_refused_everywhere(path))
         current = await self._current(token, deadline)
         decision = retry.after_stale_token(
             attempt.having_waited(self._waited(deadline)),
@@ -87,6 +97,15 @@ class Recovery:
             self._futile = {**self._futile, path: self._clock.monotonic()}
             self._accepted.pop(path, None)
         return None
+
+    def _is_refused_everywhere(self, path: bytes) -> bool:
+        """A path that used to take tokens refuses one; or several paths do, or one does all the time."""
+        if not self._refusing:
+            self._refusing_since = self._clock.monotonic()
+        if len(self._refusing) < _FUTILE_PATHS:
+            self._refusing.add(path)
+        long = self._clock.monotonic() - self._refusing_since > _REFUSING_LONG
+        return path in self._accepted or len(self._refusing) > 1 or long
 
     def _waited(self, deadline: float) -> float:
         return self._clock.monotonic() - deadline + retry.STALE_BUDGET

@@ -82,11 +82,12 @@ def after_stale_token(
 ) -> Decision:
     """The API refused the token: `token_age` seconds old, `is_current` unless a newer one is already known.
 
+    An age far below zero comes from a clock that is wrong, and says nothing.
     A token of a few seconds is sent again before another refresh is spent; one refresh a request, and none
     where refreshing is known to be `futile`. Who sends again is the client if the body was not kept: it is
     not made to wait here, and the token is `doubted` when that happened before.
     """
-    young = token_age < YOUNG and not (doubted and not can_resend)
+    young = -YOUNG < token_age < YOUNG and not (doubted and not can_resend)
     if (not is_current and attempt.resends < 3) or (young and not can_resend):
         return Resend(0.0)
     wait = _LAST_WAIT if attempt.waits else _FIRST_WAIT

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from grok_oauth_proxy.credentials.manager import CredentialStatus
+from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.observe.health import UpstreamPing, health_report
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
