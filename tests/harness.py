@@ -247,8 +247,8 @@ def start(env: dict[str, str], *arguments: str, by: tuple[str, ...] = ()) -> sub
     )
 
 
-def run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(env: dict[str, str], *arguments: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
-    with ending(start(env, *arguments)) as process:
+    with ending(start(env, *arguments, by=by)) as process:
         out, err = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

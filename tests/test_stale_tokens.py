@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from grok_oauth_proxy.credentials.token import read_token
+from tests.credentials.fakes import bearer
 from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim
 
@@ -88,6 +90,17 @@ def test_each_stale_token_is_refreshed(home: Home, own_sim: Sim) -> None:
             own_sim.http.post("/_sim/expire-access").raise_for_status()
             assert proxy.http.post("/v1/echo").status_code == 200
             assert own_sim.counters()["refreshes"] == number
+
+
+def test_token_from_the_future(home: Home, own_sim: Sim) -> None:
+    """With a clock that is an hour behind, a refused token is refreshed as ever."""
+    login = own_sim.login()
+    client = read_token(str(login["access_token"])).client_id
+    ahead = bearer("unknown", issued=time.time() + 3600, client=client)
+    home.write_store(provider_store(login | {"access_token": ahead}))
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.http.post("/v1/echo").status_code == 200
+        assert own_sim.counters()["refreshes"] == 1
 
 
 def test_many_paths_that_refuse(home: Home, own_sim: Sim) -> None:

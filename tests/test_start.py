@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Home, environment, pool_store, provider_store, proxy_running, run
+from tests.harness import UNPRIVILEGED, Home, environment, pool_store, provider_store, proxy_running, run
 from tests.sim.harness import Sim
 
 NO_CLIENT_JWT = "eyJhbGciOiJub25lIn0.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln"
 
 
-def refusal(env: dict[str, str]) -> tuple[int, str]:
+def refusal(env: dict[str, str], *, by: tuple[str, ...] = ()) -> tuple[int, str]:
     """Exit code and the one line of a refused start."""
-    ended = run(env)
+    ended = run(env, by=by)
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
     assert len(lines) == 1, ended.stderr
@@ -170,6 +170,19 @@ def test_unusable_state_folder(home: Home, own_sim: Sim) -> None:
     code, line = refusal(environment(home, own_sim))
     assert code == 3
     assert "GROK_PROXY_AUTH_STATE" in line
+
+
+def test_state_behind_a_closed_door(home: Home, own_sim: Sim) -> None:
+    """A state file below a folder that this user may not enter is named with the reason."""
+    home.write_store(provider_store(own_sim.login()))
+    closed = home.path / "closed"
+    (closed / "inner").mkdir(parents=True)
+    closed.chmod(0)
+    env = environment(home, own_sim, GROK_PROXY_AUTH_STATE=closed / "inner" / "auth_state.json")
+    code, line = refusal(env, by=UNPRIVILEGED)
+    closed.chmod(0o700)
+    assert code == 3
+    assert "Permission denied" in line
 
 
 def test_state_that_is_a_folder(home: Home, own_sim: Sim) -> None:

@@ -21,6 +21,7 @@ from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.oauth import Outcome, Refreshed
 from grok_oauth_proxy.credentials.state import State, StateFile
 from grok_oauth_proxy.credentials.token import Grant, fresh_token, read_token
+from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import Event
 
 NOW = 1_800_000_000.0
@@ -169,12 +170,16 @@ class Server:
 
 @dataclass
 class Source:
-    """Hermes' store on a disk that can be full or read-only; `leaving` is awaited after a lock."""
+    """Hermes' store on a disk that can be full or read-only; `leaving` is awaited after a lock.
+
+    `busy`: the lock cannot be had.
+    """
 
     real: HermesStore
     leaving: Callable[[], Awaitable[None]] | None = None
     full: bool = False
     read_only: bool = False
+    busy: bool = False
     failure: Exception = field(
         default_factory=lambda: OSError(errno.ENOSPC, "No space left on device", "auth.json")
     )
@@ -185,6 +190,8 @@ class Source:
 
     @asynccontextmanager
     async def lock(self) -> AsyncIterator[None]:
+        if self.busy:
+            raise StoreProblem("Another program has held it.", code="lock_busy")
         async with self.real.lock():
             yield
         if self.leaving is not None:

@@ -129,6 +129,24 @@ def test_symbolic_link(tmp_path: Path) -> None:
     assert [item.name for item in target.parent.iterdir()] == ["a.json"]
 
 
+@as_root
+@pytest.mark.parametrize("before", ["{}", json.dumps({"filling": "x" * 10_000})])
+def test_mounted_by_itself(tmp_path: Path, before: str) -> None:
+    """A file that is a mount of its own, as in a container, is rewritten in its place, shorter or longer."""
+    outside, inside = tmp_path / "outside.json", tmp_path / "a.json"
+    outside.write_text(before)
+    inside.touch()
+    write = (
+        "import sys; from pathlib import Path; from grok_oauth_proxy.credentials.files import write_json; "
+    )
+    write += "write_json(Path(sys.argv[2]), {'version': 2, 'filling': 'y' * 100})"
+    script = 'mount --bind "$1" "$2" && exec "$0" -c "$3" "$1" "$2"'
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable, str(outside), str(inside), write]
+    subprocess.run(command, check=True, timeout=30)
+    assert read_json(outside) == {"version": 2, "filling": "y" * 100}
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.json", "outside.json"]
+
+
 def test_no_temporary_left(tmp_path: Path) -> None:
     """After a success the file stands alone."""
     write_json(tmp_path / "a.json", {})

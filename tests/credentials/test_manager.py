@@ -719,6 +719,92 @@ async def test_doubtful_link_is_the_last_resort(world: World) -> None:
     assert world.server.sent == ["refresh-a", "refresh-a"]
 
 
+async def test_doubtful_link_of_a_worthless_token(world: World) -> None:
+    """Once the API refuses the access token everywhere, nothing is left to lose, and the link is sent."""
+    tokens = await in_doubt(world)
+    token = await tokens.get()
+    tokens.note_refused(token, everywhere=True)
+    assert tokens.seconds_until_due() <= 0
+    assert await tokens.get(refused=token) != token
+    assert world.server.sent == ["refresh-a", "refresh-a"]
+
+
+async def test_token_that_is_taken_again(world: World) -> None:
+    """A token that the API takes after all is worth keeping: its doubtful link is not sent."""
+    tokens = await in_doubt(world)
+    token = await tokens.get()
+    tokens.note_refused(token, everywhere=True)
+    tokens.note_accepted()
+    assert tokens.seconds_until_due() > 100
+    with pytest.raises(CredentialsUnavailable, match="used up first"):
+        await tokens.get(refused=token)
+    assert world.server.sent == ["refresh-a"]
+
+
+async def test_worthless_token_is_no_health(world: World) -> None:
+    """A token that the API refuses everywhere and that cannot be refreshed does not count as usable."""
+    world.server.script = [Transient("http_503")]
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 200))))
+    tokens = await world.started()
+    tokens.note_refused(await tokens.get(), everywhere=True)
+    assert tokens.status().usable
+    await tokens.refresh_ahead()
+    assert not tokens.status().usable
+
+
+async def test_doubt_is_told(world: World) -> None:
+    """That a link is kept back is told once, ahead of time and after a restart, and ends with the doubt."""
+    for tokens in (await in_doubt(world), await world.started()):
+        world.events.clear()
+        for _ in range(3):
+            await tokens.refresh_ahead()
+        problem = tokens.status().problem
+        assert problem is not None
+        assert problem.reason == "link_in_doubt"
+    assert world.events == []
+    world.hands.advance(200)
+    await tokens.get()
+    assert tokens.status().problem is None
+
+
+async def test_sending_that_cannot_be_noted(world: World) -> None:
+    """What a crash would make a disaster is put off: while the token is good, no link goes out unnoted."""
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 100))))
+    tokens = await world.started()
+    world.take_state_folder_away()
+    await tokens.refresh_ahead()
+    assert world.server.sent == []
+    problem = tokens.status().problem
+    assert problem is not None
+    assert "state file could not be written" in problem.message
+    world.hands.advance(100)
+    await tokens.get()
+    assert world.server.sent == ["refresh-a"]
+
+
+async def test_store_that_went_away_is_shown(world: World) -> None:
+    """A store that was removed is a problem to tell while the token still serves, until it is back."""
+    world.hold(store(block(VALID)))
+    tokens = await world.started()
+    world.auth.unlink()
+    with pytest.raises(StoreProblem):
+        await tokens.reload()
+    problem = tokens.status().problem
+    assert problem is not None
+    assert problem.reason == "missing"
+    world.hold(store(block(VALID)))
+    await tokens.reload()
+    assert tokens.status().problem is None
+
+
+async def test_lock_that_cannot_be_had(world: World) -> None:
+    """A lock that another program holds does not keep a login from being used."""
+    world.source.busy = True
+    world.hold(store(block(VALID)))
+    tokens = await world.started()
+    assert await bearer_of(tokens) == access(VALID)
+
+
 async def test_doubt_outlives_the_process(world: World) -> None:
     """A restart does not make a doubtful link good; within the grace it may be sent again."""
     await in_doubt(world)

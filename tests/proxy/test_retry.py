@@ -33,6 +33,7 @@ STALE = {
     "young-token": (FIRST, 0.237, True, False, Resend(0.5)),
     "nearly-not-young": (FIRST, YOUNG - 0.1, True, False, Resend(0.5)),
     "issued-in-the-future": (FIRST, -5.0, True, False, Resend(0.5)),
+    "issued-far-in-the-future": (FIRST, -3600.0, True, False, Refresh()),
     "newer-is-known": (FIRST, 3600.0, False, False, Resend(0.0)),
     "newer-is-known-and-young": (FIRST, 0.1, False, False, Resend(0.0)),
     "old-after-refresh": (Attempt("POST", refreshes=1, waited=0.3), 3600.0, True, False, Deliver()),

@@ -11,7 +11,6 @@ import glob
 import json
 import os
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import AsyncIterator
@@ -111,13 +110,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     if not replaceable:
-        # If this fails half-way, the whole content is still in the temporary file.
-        shutil.copyfile(temporary, target)
-        with target.open("rb+") as file_in_place:
-            os.fsync(file_in_place.fileno())
+        _rewrite(target, temporary.read_bytes())
         temporary.unlink()
     _sync_directory(target.parent)
     _sweep(target)
+
+
+def _rewrite(target: Path, content: bytes) -> None:
+    """Put `content` into the file itself. Blanks behind JSON mean nothing, so that it is never cut short."""
+    with target.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b" " * (len(content) - size))
+        file.flush()  # where there is no room, it shows here, and the old content still stands
+        file.seek(0)
+        file.write(content.ljust(size))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _open_beside(target: Path) -> tuple[Path, int]:

@@ -37,7 +37,7 @@ class HermesStore:
 
     def lock(self) -> AbstractAsyncContextManager[None]:
         """Hermes' own lock of each store, the profile's first: the order Hermes takes them in."""
-        return locked(tuple(p.with_name("auth.lock") for p in self.paths if p.parent.is_dir()))
+        return locked(tuple(p.with_name("auth.lock") for p in self.paths if _is_there(p.parent)))
 
     def read(self) -> list[Grant]:
         """Every xAI grant, most preferred first; raise `StoreProblem` when there is none.
@@ -61,7 +61,7 @@ class HermesStore:
     def rehearse(self) -> None:
         """Write as much as a write-back would, beside each store, and take it away again. Raises OSError."""
         for path in self.paths:
-            if path.exists():
+            if _is_there(path):
                 rehearse_write(path)
 
     def write_back(self, old: Grant, new: Grant) -> int:
@@ -87,15 +87,20 @@ class HermesStore:
     def unwritable(self) -> Path | None:
         """The first store whose rotated tokens could not be written back, judged without writing."""
         for path in self.paths:
-            if not path.exists():
+            if not _is_there(path):
                 continue
             target = Path(os.path.realpath(path))
             lock = path.with_name("auth.lock")
             if not (os.access(target, os.W_OK) and may_replace(target)) or not os.access(
-                lock if lock.exists() else path.parent, os.W_OK
+                lock if _is_there(lock) else path.parent, os.W_OK
             ):
                 return path
         return None
+
+
+def _is_there(path: Path) -> bool:
+    """False too where this user may not look: reading it tells why."""
+    return os.access(path, os.F_OK)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

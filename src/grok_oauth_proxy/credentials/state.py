@@ -100,11 +100,12 @@ class StateFile:
         Raises `StoreProblem`.
         """
         directory, repaired = self.path.parent, []
-        if self.path.is_dir():
-            raise StoreProblem(
-                f"{self.path} is a folder. Set GROK_PROXY_AUTH_STATE to a file in it.", code="state_unusable"
-            )
         try:
+            if self.path.is_dir():
+                raise StoreProblem(
+                    f"{self.path} is a folder. Set GROK_PROXY_AUTH_STATE to a file in it.",
+                    code="state_unusable",
+                )
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             candidates = [directory] if directory.name == "grok-oauth-proxy" else []
             for path in (*candidates, self.path):
