@@ -3,23 +3,90 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from httpx import RemoteProtocolError
 
-from tests.harness import PATIENCE, Home, Proxy, environment, provider_store, proxy_running, run
+from tests.harness import (
+    PATIENCE,
+    Home,
+    Output,
+    Proxy,
+    ending,
+    environment,
+    provider_store,
+    proxy_running,
+    run,
+    start,
+)
 from tests.sim.harness import Sim, client
 
 LOGIN_LIFETIME = 3600
 
 
-def workers_of(proxy: Proxy) -> set[int]:
-    pid = proxy.process.pid
+def children_of(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def workers_of(proxy: Proxy) -> set[int]:
+    return children_of(proxy.process.pid)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """For what tells nobody that it has happened."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def refuses(proxy: Proxy) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        proxy.dial().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def fact(pid: int, name: str) -> str:
+    """What the kernel tells of a process under this name."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
+
+
+@contextmanager
+def stopped(pids: set[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: all(fact(pid, "State") == "T" for pid in pids))
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def stream_open(proxy: Proxy, pause: float) -> Iterator[Iterator[str]]:
+    """The lines of an answer that has begun; the API pauses so many seconds between any two of its parts."""
+    question = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    slow = {"x-sim": f"chunk-delay={pause}"}
+    with (
+        client(proxy.url, timeout=PATIENCE) as http,
+        http.stream("POST", "/v1/chat/completions", json=question, headers=slow) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        yield lines
 
 
 def ask(proxy: Proxy, number: int) -> list[int]:
@@ -105,6 +172,99 @@ def test_the_end(home: Home, own_sim: Sim, tmp_path_factory: pytest.TempPathFact
             socket.create_connection((host, int(port)), 5).close()
     assert not home.state.with_name("address").exists()
     assert list(scratch.iterdir()) == []
+
+
+def test_ctrl_c(home: Home, own_sim: Sim) -> None:
+    """Ctrl-C, which a terminal sends to all of them, lets the answers that are open end."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, by=("setsid",), PROXY_WORKERS=2) as proxy:
+        with stream_open(proxy, 0.1) as lines:
+            # Stopped, a worker takes two signals in the order that does the most harm.
+            term = 1 << (signal.SIGTERM - 1)
+            workers = workers_of(proxy)
+            with stopped(workers):
+                os.killpg(proxy.process.pid, signal.SIGINT)
+                wait_until(lambda: all(int(fact(pid, "ShdPnd"), 16) & term for pid in workers))
+            assert "data: [DONE]" in list(lines)
+        assert proxy.process.wait(PATIENCE) == 0
+        assert "Traceback" not in proxy.err.text()
+
+
+def test_ctrl_c_again(home: Home, own_sim: Sim) -> None:
+    """A second Ctrl-C cuts the answers that are open, and a refresh in flight is saved."""
+    home.write_store(provider_store(own_sim.login(access_lifetime=4)))
+    before = home.refresh_tokens()
+    with proxy_running(home, own_sim, PROXY_WORKERS=2) as proxy:
+        own_sim.http.post("/_sim/token-faults", json={"kind": "slow=4", "times": 1}).raise_for_status()
+        with stream_open(proxy, 20) as lines:
+            own_sim.http.get("/_sim/wait?counter=refreshes&n=1&timeout=10", timeout=15).raise_for_status()
+            proxy.process.send_signal(signal.SIGINT)
+            wait_until(lambda: refuses(proxy))
+            proxy.process.send_signal(signal.SIGINT)
+            assert proxy.process.wait(15) == 0  # an open answer would get 30 s
+            with pytest.raises(RemoteProtocolError):
+                list(lines)
+        assert "Traceback" not in proxy.err.text()
+    assert home.refresh_tokens() != before
+    assert own_sim.refresh(home.refresh_tokens().pop()).status_code == 200
+
+
+def test_ended_while_starting(home: Home, own_sim: Sim) -> None:
+    """SIGTERM before the first worker serves ends all with exit code 0 and nothing said."""
+    home.write_store(provider_store(own_sim.login()))
+    with ending(start(environment(home, own_sim, PROXY_WORKERS=2))) as process:
+        err = Output(process.stderr)
+        wait_until(lambda: bool(children_of(process.pid)))
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert err.text() == ""
+
+
+def test_failed_spawn(home: Home, own_sim: Sim) -> None:
+    """A replacement that the system cannot start is told in one line and tried again; the others serve on."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_WORKERS=2) as proxy:
+        pid = proxy.process.pid
+        before = workers_of(proxy)
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, limits[1]))
+        os.kill(min(before), signal.SIGKILL)
+        proxy.err.wait_for("A worker cannot be started: Too many open files; another one is started in 2 s")
+        assert ask(proxy, 4) == [200] * 4
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        wait_until(lambda: len(workers_of(proxy)) == 2)
+        assert proxy.stop() == 0
+        assert "Traceback" not in proxy.err.text()
+
+
+def test_refused_replacement(home: Home, own_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A replacement that may not start is tried again after growing pauses and leaves no files behind."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    store = provider_store(own_sim.login())
+    home.write_store(store)
+    with proxy_running(home, own_sim, PROXY_WORKERS=2, TMPDIR=scratch) as proxy:
+        first, second = workers_of(proxy)
+        home.auth.unlink()
+        home.state.unlink()
+        os.kill(first, signal.SIGKILL)
+        for pause in (1, 2, 4):
+            proxy.err.wait_for(f"A worker has ended with code .*; another one is started in {pause} s")
+        counted = {path.stem.rpartition("_")[2] for path in scratch.rglob("*.db")}
+        assert counted == {str(first), str(second)}
+        home.write_store(store)
+        wait_until(lambda: len(workers_of(proxy)) == 2)
+
+
+def test_nobody_left(home: Home, own_sim: Sim) -> None:
+    """When the last worker has ended and may not start again, so does the service, with its exit code."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_WORKERS=2) as proxy:
+        home.auth.unlink()
+        home.state.unlink()
+        for pid in workers_of(proxy):
+            os.kill(pid, signal.SIGKILL)
+        assert proxy.process.wait(PATIENCE) == 3
+        assert "auth.json does not exist" in proxy.err.text()
 
 
 def test_killed(home: Home, own_sim: Sim, tmp_path: Path) -> None:

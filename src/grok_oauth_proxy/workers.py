@@ -14,6 +14,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -22,7 +23,11 @@ from grok_oauth_proxy.observe.log import logger
 
 READY: Final = b"ready\n"
 """What a worker writes to its standard output when it serves."""
-_PAUSE: Final = 1.0
+
+_SHORTEST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+_LONG_LIFE: Final = 60.0
+"""Seconds. The pause before a replacement doubles each time, until a worker has lived this long."""
 
 
 class Workers:
@@ -34,31 +39,59 @@ class Workers:
         self._folder = folder
         self._on_ready = on_ready
         self._running: set[Process] = set()
+        self._serving: set[Process] = set()
+        self._told = False
+        self._one_serves = asyncio.Event()
         self._ending = asyncio.Event()
+        self._code = 0
 
     def __repr__(self) -> str:
         return f"Workers({sorted(process.pid for process in self._running)})"
 
     async def run(self) -> int:
-        """Serve until SIGTERM, SIGINT or SIGHUP; the exit code."""
+        """Serve until SIGTERM, SIGINT or SIGHUP, or until the last start has failed; the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._end)
-        # The first alone: what keeps it from starting is then told once.
-        first = await self._start()
-        if not await self._serves(first):
-            return await first.wait()
-        others = [await self._start() for _ in range(self._count - 1)]
-        await asyncio.gather(*(self._serves(process) for process in others))
-        self._on_ready()
-        await asyncio.gather(*(self._replace(process) for process in (first, *others)))
-        return 0
+            loop.add_signal_handler(number, self._end, number)
+        async with asyncio.TaskGroup() as places:
+            # The first alone: what keeps it from starting is then told once.
+            places.create_task(self._keep())
+            await self._one_serves.wait()
+            for _ in range(self._count - 1):
+                places.create_task(self._keep())
+        return self._code
 
-    def _end(self) -> None:
+    def _end(self, number: signal.Signals) -> None:
+        # The first signal lets open answers end; Ctrl-C after it cuts them, as in a single process. The first
+        # is passed on as SIGTERM: a worker that is still starting would print a traceback on SIGINT.
+        passed_on = number if self._ending.is_set() else signal.SIGTERM
         self._ending.set()
+        self._one_serves.set()
+        self._sock.close()  # clients would otherwise wait in its queue until the last worker has ended
         for process in self._running:
             with suppress(ProcessLookupError):
-                process.terminate()
+                process.send_signal(passed_on)
+
+    async def _keep(self) -> None:
+        """Keep a worker in one place until the end."""
+        loop = asyncio.get_running_loop()
+        pause = _SHORTEST_PAUSE
+        while not self._ending.is_set():
+            began = loop.time()
+            try:
+                process = await self._start()
+            except OSError as error:
+                news = f"cannot be started: {error.strerror}"
+            else:
+                news = f"has ended with code {await self._see_through(process)}"
+            if self._ending.is_set():
+                return
+            if loop.time() - began >= _LONG_LIFE:
+                pause = _SHORTEST_PAUSE
+            logger.warning("A worker %s; another one is started in %d s.", news, pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _start(self) -> Process:
         descriptor = self._sock.fileno()
@@ -68,25 +101,37 @@ class Workers:
             stdout=PIPE,
             pass_fds=[descriptor],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
+            start_new_session=True,  # Ctrl-C in a terminal would reach it as a second signal
         )
         self._running.add(process)
         if self._ending.is_set():
             process.terminate()
         return process
 
-    async def _serves(self, process: Process) -> bool:
+    async def _see_through(self, process: Process) -> int:
+        """From its start to its end; its exit code."""
         assert process.stdout is not None  # noqa: S101 - for the type checker
-        return await process.stdout.readline() == READY
+        if served := await process.stdout.readline() == READY:
+            self._serves(process)
+        code = await process.wait()
+        self._running.discard(process)
+        self._serving.discard(process)
+        mark_process_dead(process.pid, self._folder)  # type: ignore[no-untyped-call]  # it has no types
+        if not served:
+            self._forget(process)
+            if not (self._running or self._ending.is_set()):
+                self._code = code
+                self._end(signal.SIGTERM)
+        return code
 
-    async def _replace(self, process: Process) -> None:
-        while True:
-            code = await process.wait()
-            self._running.discard(process)
-            mark_process_dead(process.pid, self._folder)  # type: ignore[no-untyped-call]  # it has no types
-            if self._ending.is_set():
-                return
-            logger.warning("A worker has ended with code %d; another one takes its place.", code)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), _PAUSE)
-                return
-            process = await self._start()
+    def _forget(self, process: Process) -> None:
+        """Remove the metrics of a worker that has never served; those of others stay in the sum."""
+        for left in Path(self._folder).glob(f"*_{process.pid}.db"):
+            left.unlink()
+
+    def _serves(self, process: Process) -> None:
+        self._serving.add(process)
+        self._one_serves.set()
+        if len(self._serving) == self._count and not (self._told or self._ending.is_set()):
+            self._told = True
+            self._on_ready()
