@@ -150,6 +150,25 @@ def test_bad_key_is_not_echoed(home: Home) -> None:
     assert "secret" not in line
 
 
+@pytest.mark.parametrize("number", ["99", "0", "-1"])
+def test_worker_by_hand(home: Home, number: str) -> None:
+    """What only a proxy may pass to its workers is refused from others in one line, with exit code 2."""
+    ended = run(environment(home), "serve", "--worker", number)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert f"--worker {number} names no socket" in line
+
+
+def test_address_of_the_newest(home: Home, own_sim: Sim) -> None:
+    """The address on file is that of the proxy started last; one that ends leaves another's alone."""
+    home.write_store(provider_store(own_sim.login()))
+    address = home.state.with_name("address")
+    with proxy_running(home, own_sim) as older, proxy_running(home, own_sim) as newer:
+        assert older.stop() == 0
+        assert address.read_text() == newer.url + "\n"
+    assert not address.exists()
+
+
 def test_next_port(home: Home, own_sim: Sim) -> None:
     """A busy port is passed over for the next free one, said on start and kept in the state folder."""
     home.write_store(provider_store(own_sim.login()))

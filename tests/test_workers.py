@@ -276,6 +276,32 @@ def test_killed(home: Home, own_sim: Sim, tmp_path: Path) -> None:
         assert proxy.err.text()
 
 
+def test_what_a_killed_one_leaves(home: Home, own_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A start removes the folder that a killed one left, but none in use, no link and no other name."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_WORKERS=2, TMPDIR=scratch) as proxy:
+        proxy.process.kill()
+        assert proxy.err.text()
+    (left,) = scratch.iterdir()
+    target = scratch / "target"
+    target.mkdir()
+    (target / "lock").touch()
+    link = left.with_name(left.name + "-link")
+    link.symlink_to(target)
+    foreign = scratch / "grok-oauth-proxy-demo-1"
+    foreign.mkdir()
+    (foreign / "lock").touch()
+    with proxy_running(home, own_sim, PROXY_WORKERS=2, TMPDIR=scratch) as proxy:
+        kept = {*scratch.iterdir()}
+        assert left not in kept
+        assert {target, link, foreign} < kept
+        with proxy_running(home, own_sim, PROXY_WORKERS=2, TMPDIR=scratch):
+            assert kept < {*scratch.iterdir()}
+        assert proxy.metric("proxy_requests_in_flight") == 1
+    assert {*scratch.iterdir()} == {target, link, foreign}
+
+
 def test_refused_start(home: Home, own_sim: Sim) -> None:
     """What keeps the workers from starting is told once, with its exit code."""
     ended = run(environment(home, own_sim, PROXY_WORKERS=3))

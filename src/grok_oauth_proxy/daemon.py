@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,11 +15,11 @@ import click
 import uvicorn
 
 from grok_oauth_proxy.app import prepare_state, refuse_unsafe_start, running_app
-from grok_oauth_proxy.errors import StartRefused
+from grok_oauth_proxy.errors import ConfigurationError, StartRefused
 from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.server import Server, listen, url_of
 from grok_oauth_proxy.settings import Settings
-from grok_oauth_proxy.workers import READY, Workers
+from grok_oauth_proxy.workers import READY, Workers, metrics_folder
 
 
 def run(settings: Settings, *, worker: int | None = None) -> int:
@@ -47,17 +46,14 @@ async def _serve(settings: Settings) -> None:
 
 async def _supervise(settings: Settings) -> int:
     prepare_state(settings, log_event)
-    with (
-        _listening(settings) as sock,
-        tempfile.TemporaryDirectory(prefix="grok-oauth-proxy-") as folder,
-    ):
+    with _listening(settings) as sock, metrics_folder() as folder:
         greet = partial(_greet, settings, sock)
         return await Workers(settings.proxy_workers, sock, folder, on_ready=greet).run()
 
 
 async def _work(settings: Settings, descriptor: int) -> None:
-    async with running_app(settings) as (app, observer):
-        with socket.socket(fileno=descriptor) as sock:
+    with _inherited(descriptor) as sock:
+        async with running_app(settings) as (app, observer):
             server = Server(app, observer, on_ready=lambda: os.write(sys.stdout.fileno(), READY))
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
@@ -68,6 +64,15 @@ async def _work(settings: Settings, descriptor: int) -> None:
 
             loop.add_reader(parent, orphaned)
             await server.serve(sockets=[sock])
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except (OSError, ValueError):  # the second from a negative number
+        raise ConfigurationError(
+            f"--worker {descriptor} names no socket. Set PROXY_WORKERS to have several processes."
+        ) from None
 
 
 @contextmanager

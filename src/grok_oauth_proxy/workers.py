@@ -7,13 +7,17 @@ A worker that dies is replaced; when this process goes, however it goes, they go
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import shutil
 import signal
 import socket
+import stat
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +28,33 @@ from grok_oauth_proxy.observe.log import logger
 READY: Final = b"ready\n"
 """What a worker writes to its standard output when it serves."""
 
+_FOLDERS: Final = "grok-oauth-proxy-metrics-"
 _SHORTEST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 _LONG_LIFE: Final = 60.0
 """Seconds. The pause before a replacement doubles each time, until a worker has lived this long."""
+
+
+@contextmanager
+def metrics_folder() -> Iterator[str]:
+    """A folder for what the workers count. Such folders of processes that were killed are removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        with suppress(OSError):
+            _remove_left_over(folder)
+    with tempfile.TemporaryDirectory(prefix=_FOLDERS) as name, Path(name, "new").open("w") as lock:
+        # Held before it has its name, and until this process ends, however it does.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        Path(name, "new").rename(Path(name, "lock"))
+        yield name
+
+
+def _remove_left_over(folder: Path) -> None:
+    """If it is this user's own and no link. Raises `OSError` when its lock is held."""
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 class Workers:
