@@ -41,7 +41,8 @@ def test_demo_keeps_running(home: Home) -> None:
         address = out.wait_for(r"curl (http://\S+)/health")[1]
         out.wait_for("from openai import OpenAI")
         printed = "\n".join(out.lines)
-        curl = printed[printed.index("curl -N") : printed.index("python -c")]
+        assert "pip install openai" in printed
+        curl = printed[printed.index("curl -N") : printed.index("With the OpenAI SDK")]
         shown = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=30)
         assert "data: [DONE]" in shown.stdout
         assert address.startswith("http://127.0.0.1:")

@@ -199,6 +199,7 @@ def _keep(world: Stage) -> None:
         f"curl -N {world.api}/v1/chat/completions -H 'content-type: application/json' \\\n"
         """  -d '{"model":"grok-4","stream":true,"messages":[{"role":"user","content":"Hello"}]}'\n"""
     )
+    click.echo("With the OpenAI SDK (pip install openai):\n")
     click.echo(
         f"""python -c 'from openai import OpenAI
 client = OpenAI(base_url="{world.api}/v1", api_key="unused")
