@@ -54,7 +54,7 @@ async def _supervise(settings: Settings) -> int:
 async def _work(settings: Settings, descriptor: int) -> None:
     with _inherited(descriptor) as sock:
         async with running_app(settings) as (app, observer):
-            server = Server(app, observer, on_ready=lambda: os.write(sys.stdout.fileno(), READY))
+            server = Server(app, observer, on_ready=_tell_ready)
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
             def orphaned() -> None:
@@ -64,6 +64,11 @@ async def _work(settings: Settings, descriptor: int) -> None:
 
             loop.add_reader(parent, orphaned)
             await server.serve(sockets=[sock])
+
+
+def _tell_ready() -> None:
+    with suppress(BrokenPipeError):  # the parent was killed, which is noticed in a moment
+        os.write(sys.stdout.fileno(), READY)
 
 
 def _inherited(descriptor: int) -> socket.socket:
