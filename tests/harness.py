@@ -210,13 +210,17 @@ def proxy_running(
 
 
 @contextmanager
-def before_bare_api(home: Home, sim: Sim, *, warm: int = 0) -> Iterator[tuple[socket.socket, Proxy]]:
+def before_bare_api(
+    home: Home, sim: Sim, *, warm: int = 0, read_timeout: float = 3600
+) -> Iterator[tuple[socket.socket, Proxy]]:
     """A proxy whose API is a listening socket and no more; `warm` connections are opened before a request."""
     home.write_store(provider_store(sim.login()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        with proxy_running(home, sim, XAI_BASE_URL=url, UPSTREAM_WARM_CONNECTIONS=warm) as proxy:
+        with proxy_running(
+            home, sim, XAI_BASE_URL=url, UPSTREAM_WARM_CONNECTIONS=warm, UPSTREAM_READ_TIMEOUT=read_timeout
+        ) as proxy:
             yield listener, proxy
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +16,7 @@ from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
+from websockets.utils import accept_key
 
 from tests.harness import PATIENCE, Home, Proxy, before_bare_api, provider_store, proxy_running
 from tests.sim.harness import Sim
@@ -152,6 +155,27 @@ def test_front_door(own_sim: Sim, home: Home) -> None:
             assert talk.recv(PATIENCE)
 
 
+def test_a_browsers_key(own_sim: Sim, home: Home) -> None:
+    """A page, which can set no header, offers the key as a subprotocol; neither API nor log sees it."""
+    home.write_store(provider_store(own_sim.login()))
+    key, page = "key-0123456789abcdef", "https://page.example"
+    with proxy_running(home, own_sim, PROXY_API_KEY=key, PROXY_ALLOWED_ORIGINS=page) as proxy:
+        for offers in (("realtime", f"openai-insecure-api-key.{key}"), (f"openai-insecure-api-key.{key}",)):
+            with dialled(proxy, "/v1/realtime", *offers, origin=page) as talk:
+                headers = dict(json.loads(talk.recv(PATIENCE))["headers"])
+                assert talk.subprotocol == headers.get("sec-websocket-protocol")
+                assert talk.subprotocol == ("realtime" if len(offers) == 2 else None)
+                assert headers["authorization"] == "bearer:known"
+        with (
+            pytest.raises(InvalidStatus) as caught,
+            dialled(proxy, "/v1/realtime", "realtime", "openai-insecure-api-key.key"),
+        ):
+            pass
+        assert caught.value.response.status_code == 401
+        assert proxy.stop() == 0
+        assert key not in proxy.err.text()
+
+
 def test_the_client_vanishes(own_sim: Sim, home: Home) -> None:
     """A client that goes without a closing takes the connection to the API with it."""
     home.write_store(provider_store(own_sim.login()))
@@ -175,7 +199,6 @@ HANDSHAKE = {
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("Sec-WebSocket-Version", "8"),
         ("Sec-WebSocket-Key", "short"),
         ("Sec-WebSocket-Key", ""),
         ("Sec-WebSocket-Protocol", "a b"),
@@ -189,6 +212,82 @@ def test_malformed_handshake(shared_proxy: Proxy, shared_sim: Sim, name: str, va
     assert shared_sim.counters()["websockets"] == before
 
 
+def test_another_version(shared_proxy: Proxy) -> None:
+    """A version that is not spoken here is answered with the one that is (RFC 6455 §4.2.2)."""
+    answer = shared_proxy.http.get("/v1/realtime", headers=HANDSHAKE | {"Sec-WebSocket-Version": "8"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (426, "bad_handshake")
+    assert answer.headers["sec-websocket-version"] == "13"
+    assert answer.headers["upgrade"] == "websocket"
+    assert "upgrade" in answer.headers["connection"]
+
+
+def asking(*lines: str) -> bytes:
+    """A request for a WebSocket."""
+    own = [f"{name}: {value}" for name, value in HANDSHAKE.items()]
+    return "\r\n".join(["GET /v1/realtime HTTP/1.1", *own, *lines, "", ""]).encode()
+
+
+def switching(asked: bytes, *lines: str) -> bytes:
+    """The answer to it."""
+    key = re.search(rb"sec-websocket-key: (\S+)", asked)
+    assert key
+    own = [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        f"Sec-WebSocket-Accept: {accept_key(key[1].decode())}",
+    ]
+    return "\r\n".join(["HTTP/1.1 101 Go", *own, *lines, "", ""]).encode()
+
+
+def read_head(sock: socket.socket) -> bytes:
+    """A head, behind which nothing must have come yet."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        more = sock.recv(65536)
+        assert more, head
+        head += more
+    return head
+
+
+def read_all(sock: socket.socket) -> bytes:
+    with closing(sock.makefile("rb")) as stream:
+        return stream.read()
+
+
+@contextmanager
+def asked(
+    listener: socket.socket, proxy: Proxy, *lines: str, early: bytes = b""
+) -> Iterator[tuple[socket.socket, socket.socket, bytes]]:
+    """A client that wants a WebSocket, the API's side, and the head that has come there."""
+    with proxy.dial() as client:
+        client.sendall(asking(*lines) + early)
+        api, _ = listener.accept()
+        with api:
+            api.settimeout(PATIENCE)
+            yield client, api, read_head(api)
+
+
+@contextmanager
+def switched(
+    listener: socket.socket, proxy: Proxy, *, early: bytes = b""
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both sides of an open WebSocket."""
+    with asked(listener, proxy, early=early) as (client, api, head):
+        api.sendall(switching(head))
+        read_head(client)
+        yield client, api
+
+
+@contextmanager
+def stopped(proxy: Proxy) -> Iterator[None]:
+    """The proxy finds all that happens meanwhile at once."""
+    proxy.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        proxy.process.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -198,16 +297,47 @@ def test_malformed_handshake(shared_proxy: Proxy, shared_sim: Sim, name: str, va
     ],
 )
 def test_api_that_switches_to_something_else(own_sim: Sim, home: Home, answer: bytes) -> None:
-    """A switch that is not to the WebSocket that was asked for is no answer."""
-    with before_bare_api(home, own_sim) as (listener, proxy), proxy.dial() as asking:
-        lines = "".join(f"{name}: {value}\r\n" for name, value in HANDSHAKE.items())
-        asking.sendall(f"GET /v1/realtime HTTP/1.1\r\n{lines}\r\n".encode())
-        api, _ = listener.accept()
-        with api:
-            assert api.recv(65536)
+    """A switch that is not to the WebSocket that was asked for is no answer, and is counted as such."""
+    with before_bare_api(home, own_sim) as (listener, proxy):
+        with asked(listener, proxy) as (client, api, _):
             api.sendall(answer)
-        with closing(asking.makefile("rb")) as back:
-            assert back.readline() == b"HTTP/1.1 502 Bad Gateway\r\n"
+            assert read_all(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert proxy.metric('proxy_upstream_errors_total{kind="invalid_answer"}') == 1
+        proxy.err.wait_for(r"no whole answer \[invalid_answer\]")
+
+
+def test_offers_on_several_lines(own_sim: Sim, home: Home) -> None:
+    """Subprotocols are offered on any number of lines, a client secret among them (RFC 6455 §11.3.4)."""
+    lines = ("Sec-WebSocket-Protocol: realtime", "Sec-WebSocket-Protocol: xai-client-secret.canary, other")
+    with (
+        before_bare_api(home, own_sim) as (listener, proxy),
+        asked(listener, proxy, *lines) as (client, api, head),
+    ):
+        assert b"\r\nsec-websocket-protocol: realtime, xai-client-secret.canary, other\r\n" in head
+        assert b"authorization" not in head
+        api.sendall(switching(head, "Sec-WebSocket-Protocol: other"))
+        assert b"\r\nsec-websocket-protocol: other\r\n" in read_head(client)
+
+
+def test_length_of_a_switch(own_sim: Sim, home: Home) -> None:
+    """A 101 has no length, whatever the API says (RFC 9110 §8.6)."""
+    with before_bare_api(home, own_sim) as (listener, proxy), asked(listener, proxy) as (client, api, head):
+        api.sendall(switching(head, "Content-Length: 5"))
+        assert b"content-length" not in read_head(client)
+        api.sendall(b"seven..")
+        assert client.recv(7) == b"seven.."
+
+
+def test_the_api_speaks_at_once(own_sim: Sim, home: Home) -> None:
+    """What comes with the 101 goes through, however much it is."""
+    said = bytes(range(256)) * 400
+    with before_bare_api(home, own_sim) as (listener, proxy):
+        with asked(listener, proxy) as (client, api, head):
+            with stopped(proxy):
+                api.sendall(switching(head) + said)
+                api.shutdown(socket.SHUT_WR)
+            assert read_all(client).partition(b"\r\n\r\n")[2] == said
+        proxy.err.wait_for(r"GET /v1/realtime 101 \d+ms in=0 out=102400 \S+$")
 
 
 @pytest.mark.anyio

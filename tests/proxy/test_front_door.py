@@ -214,6 +214,12 @@ KEYS: dict[str, tuple[list[Pair], tuple[str, int] | None]] = {
     "x-proxy-api-key": ([(b"x-proxy-api-key", OURS)], None),
     "right-beside-wrong": ([(b"authorization", b"Bearer sk-other"), (b"x-proxy-api-key", OURS)], None),
     "wrong-after-right": ([(b"x-api-key", OURS), (b"x-api-key", b"wrong")], None),
+    "subprotocol": (
+        [(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key." + OURS + b" ,a")],
+        None,
+    ),
+    "wrong-subprotocol": ([(b"sec-websocket-protocol", b"openai-insecure-api-key." + OURS + b"x")], WRONG),
+    "another-subprotocol": ([(b"sec-websocket-protocol", OURS)], WRONG),
     "none": ([], WRONG),
     "wrong": ([(b"x-api-key", b"wrong")], WRONG),
     "prefix": ([(b"x-api-key", OURS[:-1])], WRONG),
@@ -234,7 +240,7 @@ KEYS: dict[str, tuple[list[Pair], tuple[str, int] | None]] = {
 
 @pytest.mark.parametrize(("headers", "refused"), KEYS.values(), ids=KEYS.keys())
 def test_key(headers: list[Pair], refused: tuple[str, int] | None) -> None:
-    """The key opens the API in any of three headers, and nothing but the whole key does."""
+    """The key opens the API in three headers or as a subprotocol, and nothing but the whole key does."""
     assert knock(door(key=KEY), *headers) == refused
 
 

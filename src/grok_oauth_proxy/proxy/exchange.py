@@ -10,7 +10,7 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
-from grok_oauth_proxy.proxy.headers import Headers, body_framing, header, response_headers
+from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.tunnel import Side, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer
@@ -77,7 +77,7 @@ class Exchange:
     async def converse(self, answer: Answer) -> None:
         """Carry a WebSocket, to which the API has switched, until either side ends it."""
         assert self.handshake is not None  # noqa: S101 - without one no switch was asked for
-        headers = self.handshake.answer(answer.headers, response_headers(answer.headers))
+        headers = self.handshake.answer(answer.headers)
         self._name(headers)
         self._head_goes_out(http.HTTPStatus.SWITCHING_PROTOCOLS)
         self._tunnel = Tunnel(self._connection, answer.connection)
@@ -107,12 +107,12 @@ class Exchange:
         self.ending = "truncated"
         self._connection.cut_answer()
 
-    async def give_up(self) -> None:
-        """Our own code failed: say so if nothing was sent yet, else break off."""
+    async def give_up(self, error: ProxyError) -> None:
+        """Say why if nothing was sent yet, else break off."""
         if self._ttfb is not None:
             self.cut_short()
         else:
-            await self.refuse(ProxyError("The proxy failed to handle this request.", code="internal_error"))
+            await self.refuse(error)
 
     def finished(self) -> RequestFinished:
         return RequestFinished(

@@ -13,7 +13,7 @@ from functools import lru_cache
 from grok_oauth_proxy.asgi import Scope
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.origins import is_loopback
-from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.headers import KEY_SUBPROTOCOL, Headers, header, subprotocols
 from grok_oauth_proxy.proxy.target import is_api_path
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?")
@@ -88,9 +88,9 @@ class FrontDoor:
             )
 
     def _check_key(self, headers: Headers, expected: bytes) -> None:
-        offered = [_offered_key(name, value) for name, value in headers]
+        offered = [key for name, value in headers for key in _offered_keys(name, value)]
         # Every value is compared, so that the time tells nothing about which one was close.
-        if not sum(hmac.compare_digest(key, expected) for key in offered if key is not None):
+        if not sum(hmac.compare_digest(key, expected) for key in offered):
             raise WrongKey(
                 "The proxy's key is missing or wrong. Send the value of PROXY_API_KEY as your API key "
                 "(Authorization: Bearer, X-Api-Key or X-Proxy-Api-Key).",
@@ -106,9 +106,12 @@ def _host_and_name(value: bytes) -> tuple[str, str] | None:
     return (host, match[1].strip("[]").rstrip(".")) if match else None
 
 
-def _offered_key(name: bytes, value: bytes) -> bytes | None:
+def _offered_keys(name: bytes, value: bytes) -> list[bytes]:
     if name in (b"x-api-key", b"x-proxy-api-key"):
-        return value
+        return [value]
     if name == b"authorization" and value[:7].lower() == b"bearer ":
-        return value[7:].strip()
-    return None
+        return [value[7:].strip()]
+    if name == b"sec-websocket-protocol":
+        keys = [offer for offer in subprotocols(value) if offer.startswith(KEY_SUBPROTOCOL)]
+        return [key.removeprefix(KEY_SUBPROTOCOL) for key in keys]
+    return []

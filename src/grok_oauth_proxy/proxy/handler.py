@@ -71,9 +71,9 @@ class Proxy:
         except ProxyError as error:
             await exchange.refuse(error)
         except UpstreamFailure as failure:
-            # Only a body can still break off here: the client's copy is cut short as well.
+            # A body broke off, or a switch of protocols was none.
             self._observer(UpstreamFailed(failure.kind))
-            exchange.cut_short()
+            await exchange.give_up(unavailable(failure))
         except asyncio.CancelledError:
             if scope["state"].get("client_gone"):
                 exchange.ending = "client_gone"
@@ -83,7 +83,9 @@ class Proxy:
                 raise
         except Exception as error:  # noqa: BLE001 - a bug in one request must not look like an answer
             log_bug("A request failed.", error)
-            await exchange.give_up()
+            await exchange.give_up(
+                ProxyError("The proxy failed to handle this request.", code="internal_error")
+            )
         finally:
             self._observer(exchange.finished())
 

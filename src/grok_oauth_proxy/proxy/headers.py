@@ -11,6 +11,9 @@ from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
 
+KEY_SUBPROTOCOL: Final = b"openai-insecure-api-key."
+"""What a browser puts before a key: of all headers of a WebSocket, it lets a page set this one alone."""
+
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -33,10 +36,12 @@ _HOP_BY_HOP: Final = frozenset(
 _CREDENTIALS: Final = frozenset(
     {b"authorization", b"api-key", b"x-api-key", b"x-proxy-api-key", b"cookie", b"cookie2"}
 )
+# What the client offers may hold a key: a handshake adds what may go out.
+_OFFERED: Final = frozenset({b"sec-websocket-protocol"})
 _FORWARDING: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 # Set anew for the upstream connection; `expect` was already answered by the server (RFC 9110 §10.1.1).
 _REFRAMED: Final = frozenset({b"host", b"content-length", b"expect"})
-_NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _FORWARDING | _REFRAMED
+_NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _OFFERED | _FORWARDING | _REFRAMED
 _CODINGS: Final = frozenset({b"accept-encoding"})
 # alt-svc would send clients to an h3 port that is not ours; cookies belong to nobody here.
 _NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
@@ -95,6 +100,11 @@ def connection_options(headers: Headers) -> frozenset[bytes]:
 @lru_cache(maxsize=64)
 def _options(value: bytes) -> frozenset[bytes]:
     return frozenset(option.strip().lower() for option in value.split(b","))
+
+
+def subprotocols(value: bytes) -> list[bytes]:
+    """The members of a `Sec-WebSocket-Protocol` header."""
+    return [name for item in value.split(b",") if (name := item.strip(b" \t"))]
 
 
 def header(headers: Headers, wanted: bytes) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import secrets
 from email.utils import formatdate
@@ -34,6 +35,13 @@ def error_headers(error: ProxyError, body: bytes, request_id: str) -> Headers:
     if error.code == "body_not_resendable":
         # The OpenAI SDKs try again by themselves when told so.
         headers.append((b"x-should-retry", b"true"))
+    if error.status == http.HTTPStatus.UPGRADE_REQUIRED:
+        # What would be understood (RFC 6455 §4.2.2); `Upgrade` needs `Connection` (RFC 9110 §7.8).
+        headers += [
+            (b"connection", b"upgrade"),
+            (b"upgrade", b"websocket"),
+            (b"sec-websocket-version", b"13"),
+        ]
     return headers
 
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from grok_oauth_proxy.errors import ClientError
-from grok_oauth_proxy.proxy.headers import Headers, connection_options, header
-from grok_oauth_proxy.proxy.replies import unavailable
+from grok_oauth_proxy.proxy.headers import (
+    KEY_SUBPROTOCOL,
+    Headers,
+    connection_options,
+    header,
+    response_headers,
+)
 from grok_oauth_proxy.proxy.upstream import UpstreamFailure
 
 if TYPE_CHECKING:
     import websockets
 
-_CLIENT_SECRET: Final = b"xai-client-secret."
+_CLIENT_SECRET: Final = "xai-client-secret."  # noqa: S105 - a prefix, not a secret
+_KEY: Final = KEY_SUBPROTOCOL.decode()
 
 
 def wants_websocket(method: str, version: str, headers: Headers) -> bool:
@@ -36,7 +42,8 @@ def wants_websocket(method: str, version: str, headers: Headers) -> bool:
 class Handshake:
     """`headers`: what the request to the API is told beyond the client's own headers.
 
-    `brings_secret`: the client sends a credential of its own as a subprotocol. Raises `ClientError`.
+    `brings_secret`: the client offers a credential of its own as a subprotocol. The proxy's key, which a
+    browser offers as one, goes no further. Raises `ClientError`.
     """
 
     def __init__(self, headers: Headers) -> None:
@@ -49,35 +56,40 @@ class Handshake:
         from websockets.uri import parse_uri
 
         answer = ServerProtocol().accept(Request("/", _as_text(headers)))
-        offered = header(headers, b"sec-websocket-protocol")
+        # They may stand on several lines (RFC 6455 §11.3.4).
+        offered = b", ".join(value for name, value in headers if name == b"sec-websocket-protocol")
         try:
-            subprotocols = parse_subprotocol(offered.decode("latin-1")) if offered else None
+            offers = parse_subprotocol(offered.decode("latin-1")) if offered else []
         except InvalidHandshake:
-            subprotocols, answer.status_code = None, 400
+            offers, answer.status_code = [], 400
+        if header(headers, b"sec-websocket-version") not in (None, b"13"):
+            answer.status_code = 426
         if answer.status_code != 101:
             raise ClientError(
-                "This is not a valid WebSocket handshake (RFC 6455 §4.2.1).",
+                "This is not a valid WebSocket handshake of version 13 (RFC 6455 §4.2.1).",
                 code="bad_handshake",
                 status=answer.status_code,
             )
-        self.brings_secret = offered is not None and _CLIENT_SECRET in offered
+        offers = [offer for offer in offers if not offer.startswith(_KEY)]
+        self.brings_secret = any(offer.startswith(_CLIENT_SECRET) for offer in offers)
         self._accept = answer.headers["Sec-WebSocket-Accept"].encode()
-        self._ours = ClientProtocol(parse_uri("ws://api/"), subprotocols=subprotocols)
+        self._ours = ClientProtocol(parse_uri("ws://api/"), subprotocols=offers or None)
         asked = self._ours.connect().headers
-        names = ("Connection", "Upgrade", "Sec-WebSocket-Version", "Sec-WebSocket-Key")
-        self.headers = [(name.lower().encode(), asked[name].encode()) for name in names]
+        self.headers = [
+            (name.lower().encode(), value.encode()) for name, value in asked.raw_items() if name != "Host"
+        ]
 
-    def answer(self, api: Headers, passed_on: Headers) -> Headers:
-        """What the client is told, `passed_on` of it from the API; raises `UpstreamUnavailable`."""
+    def answer(self, api: Headers) -> Headers:
+        """What the client is told when the API has switched; raises `UpstreamFailure` if it has not."""
         from websockets.exceptions import InvalidHandshake
         from websockets.http11 import Response
 
         try:
             self._ours.process_response(Response(101, "", _as_text(api)))
         except InvalidHandshake:
-            raise unavailable(UpstreamFailure("invalid_answer", sent=True)) from None
+            raise UpstreamFailure("invalid_answer", sent=True) from None
         return [
-            *passed_on,
+            *[item for item in response_headers(api) if item[0] != b"content-length"],  # RFC 9110 §8.6
             (b"connection", b"Upgrade"),
             (b"upgrade", b"websocket"),
             (b"sec-websocket-accept", self._accept),

@@ -187,7 +187,9 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if self._answer.switched:
-                self._queue(self._answer, data[upgrade.args[0] :])
+                behind = data[upgrade.args[0] :]
+                self._overhead -= len(behind)
+                self._queue(self._answer, behind)
             else:
                 self._fail_invalid()
         except httptools.HttpParserError:
