@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -256,11 +257,11 @@ def read_all(sock: socket.socket) -> bytes:
 
 @contextmanager
 def asked(
-    listener: socket.socket, proxy: Proxy, *lines: str, early: bytes = b""
+    listener: socket.socket, proxy: Proxy, *lines: str
 ) -> Iterator[tuple[socket.socket, socket.socket, bytes]]:
     """A client that wants a WebSocket, the API's side, and the head that has come there."""
     with proxy.dial() as client:
-        client.sendall(asking(*lines) + early)
+        client.sendall(asking(*lines))
         api, _ = listener.accept()
         with api:
             api.settimeout(PATIENCE)
@@ -268,11 +269,9 @@ def asked(
 
 
 @contextmanager
-def switched(
-    listener: socket.socket, proxy: Proxy, *, early: bytes = b""
-) -> Iterator[tuple[socket.socket, socket.socket]]:
+def switched(listener: socket.socket, proxy: Proxy) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both sides of an open WebSocket."""
-    with asked(listener, proxy, early=early) as (client, api, head):
+    with asked(listener, proxy) as (client, api, head):
         api.sendall(switching(head))
         read_head(client)
         yield client, api
@@ -338,6 +337,68 @@ def test_the_api_speaks_at_once(own_sim: Sim, home: Home) -> None:
                 api.shutdown(socket.SHUT_WR)
             assert read_all(client).partition(b"\r\n\r\n")[2] == said
         proxy.err.wait_for(r"GET /v1/realtime 101 \d+ms in=0 out=102400 \S+$")
+
+
+def test_early_bytes_and_an_api_that_does_not_read(own_sim: Sim, home: Home) -> None:
+    """What a client sends before the switch is not the beginning of more than the buffers hold."""
+    bound = 64_000_000
+    with before_bare_api(home, own_sim) as (listener, proxy):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        with proxy.dial() as client:
+            with stopped(proxy):
+                client.sendall(asking() + bytes(250_000))
+            api, _ = listener.accept()
+            with api:
+                api.sendall(switching(read_head(api)))
+                read_head(client)
+                client.setblocking(False)
+                assert flooded(client, proxy, bound) < bound
+
+
+def flooded(client: socket.socket, proxy: Proxy, bound: int) -> int:
+    """How much is taken of a client that does not wait, up to about `bound`."""
+    count = idle = 0
+    while idle < 100 and count < bound:
+        try:
+            count += client.send(bytes(262_144))
+            idle = 0
+        except BlockingIOError:
+            proxy.http.get("/health")  # the proxy is not too busy to go on
+            idle += 1
+    return count
+
+
+def test_silence(own_sim: Sim, home: Home) -> None:
+    """A WebSocket on which neither side has said a byte for UPSTREAM_READ_TIMEOUT seconds is ended."""
+    with before_bare_api(home, own_sim, read_timeout=0.5) as (listener, proxy):
+        with switched(listener, proxy) as (client, api):
+            assert read_all(client) == read_all(api) == b""
+        proxy.err.wait_for(r"GET /v1/realtime 101 .* truncated$")
+        assert proxy.metric('proxy_upstream_errors_total{kind="timeout"}') == 1
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_endings(own_sim: Sim, home: Home) -> None:
+    """The log tells a WebSocket that was ended from one that the API, or the client, broke off."""
+    with before_bare_api(home, own_sim) as (listener, proxy):
+        with switched(listener, proxy) as (client, api):
+            api.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b""
+        proxy.err.wait_for(r"GET /v1/realtime 101 .* req_\w+$")
+        with switched(listener, proxy) as (client, api):
+            reset(api)
+            assert read_all(client) == b""
+        proxy.err.wait_for(r"GET /v1/realtime 101 .* truncated$")
+        with switched(listener, proxy) as (client, api):
+            reset(client)
+            assert read_all(api) == b""
+        proxy.err.wait_for(r"GET /v1/realtime 101 .* client_gone$")
+        assert proxy.metric('proxy_upstream_errors_total{kind="truncated"}') == 1
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ import trustme
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer, Request, Upstream, UpstreamFailure
 
 pytestmark = pytest.mark.anyio
@@ -505,6 +506,12 @@ async def test_tls_session_is_resumed(api: Api, version: ssl.TLSVersion) -> None
     assert resumed == [False, True, True]
 
 
+def cut(writer: StreamWriter) -> None:
+    """A FIN of TCP without a word of TLS; abort() would reset the connection."""
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
+        bare.shutdown(socket.SHUT_WR)
+
+
 @pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
 async def test_tls_end(api: Api, goodbye: bool) -> None:
     """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
@@ -515,9 +522,7 @@ async def test_tls_end(api: Api, goodbye: bool) -> None:
         writer.write(OK + b"\r\nhalf")
         await writer.drain()
         if not goodbye:
-            # A FIN of TCP without a word of TLS; abort() would reset the connection.
-            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
-                bare.shutdown(socket.SHUT_WR)
+            cut(writer)
             await reader.read()
 
     async with api.serving(script, context):
@@ -546,6 +551,61 @@ async def test_tls_end_behind_a_whole_answer(api: Api) -> None:
             await rounds(1)  # slower than it comes
         assert count == size
         await sending
+        await upstream.aclose()
+
+
+SWITCHING = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize("orderly", [True, False], ids=["closed", "reset"])
+async def test_gone_before_the_switch(api: Api, orderly: bool) -> None:
+    """A connection that is gone when a 101 is taken up is no end of a tunnel."""
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHING)
+        await writer.drain()
+        if not orderly:
+            writer.transport.abort()
+
+    async with api.serving(script):
+        upstream = api.upstream()
+        answer = await upstream.send(get()._replace(upgrade=True))
+        with suppress(UpstreamFailure):
+            assert await answer.chunk() is None
+        with pytest.raises(UpstreamFailure) as caught:
+            answer.switch()
+        assert caught.value.kind == "truncated"
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
+async def test_tls_end_of_a_tunnel(api: Api, goodbye: bool) -> None:
+    """Over TLS a tunnel ends in order only if the API said goodbye; what came before arrives either way."""
+    context = certified(api)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHING + b"last")
+        await writer.drain()
+        if not goodbye:
+            cut(writer)
+            await reader.read()
+
+    near, far = socket.socketpair()
+    async with api.serving(script, context):
+        upstream, before = api.upstream(), asyncio.Protocol()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: before, near)
+        client = End(transport, before, b"", ClientGone(), full=False)
+        answer = await upstream.send(get()._replace(upgrade=True))
+        carrying = Tunnel(client, answer.switch(), patience=5).carry()
+        if goodbye:
+            await carrying
+        else:
+            with pytest.raises(UpstreamFailure, match="truncated"):
+                await carrying
+        with far:
+            assert await asyncio.get_running_loop().run_in_executor(None, far.recv, 9) == b"last"
         await upstream.aclose()
 
 

@@ -24,9 +24,10 @@ from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.http1.ends import has_hung_up, reset_connection
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
 from grok_oauth_proxy.http1.head import MAX_HEAD, check_head, with_known_method
+from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
-from grok_oauth_proxy.proxy.tunnel import Tunnel
+from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.websocket import wants_websocket
 
 _KEEP_ALIVE: Final = 75.0
@@ -65,7 +66,6 @@ class Connection(asyncio.Protocol):
         self._ahead: deque[Exchange] = deque()
         self._deaf = self._paused = self._repeating = False
         self._switching = False
-        self._tunnel: Tunnel | None = None
         self._body_after_upgrade = b""
         self._thrown_away = 0
         self._at_start = True
@@ -92,21 +92,15 @@ class Connection(asyncio.Protocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self.may_write.set()
-        if self._tunnel is not None:
-            self._tunnel.ended()
         for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
                 exchange.leave()
 
     def pause_writing(self) -> None:
         self.may_write.clear()
-        if self._tunnel is not None:
-            self._tunnel.client_full(True)
 
     def resume_writing(self) -> None:
         self.may_write.set()
-        if self._tunnel is not None:
-            self._tunnel.client_full(False)
 
     def shutdown(self) -> None:
         """The server ends: after the answer that is being given, or at once."""
@@ -137,13 +131,14 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.cut()
 
-    def switch(self, headers: Headers, tunnel: Tunnel) -> None:
-        """Answer with 101; from now on what comes goes into the tunnel."""
+    def switch(self, headers: Headers) -> End:
+        """Answer with 101, and give the connection away with what has come behind the request."""
+        assert self._transport is not None  # noqa: S101 - for the type checker
         assert self._exchange is not None  # noqa: S101 - it is its application that calls
         self.write(self._exchange.switch(headers))
-        self._tunnel = tunnel
+        self._paused = False
         early, self._unparsed = self._unparsed, b""
-        tunnel.from_client(early)
+        return End(self._transport, self, early, ClientGone(), full=not self.may_write.is_set())
 
     def resume_reading(self) -> None:
         if self._paused and self._transport is not None and not self._ahead:
@@ -187,8 +182,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             self._thrown_away += len(data)
-        elif self._tunnel is not None:
-            self._tunnel.from_client(data)
         elif self._switching:
             self._unparsed += data
             self.pause_reading()

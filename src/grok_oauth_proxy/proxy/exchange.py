@@ -12,16 +12,16 @@ from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
-from grok_oauth_proxy.proxy.tunnel import Side, Tunnel
-from grok_oauth_proxy.proxy.upstream import Answer
+from grok_oauth_proxy.proxy.tunnel import End, Tunnel
+from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
 from grok_oauth_proxy.proxy.websocket import Handshake
 
 
-class Switchable(Side, Protocol):
+class Switchable(Protocol):
     """The client's connection: see `http1.connection.Connection`."""
 
     def cut_answer(self) -> None: ...
-    def switch(self, headers: Headers, tunnel: Tunnel) -> None: ...
+    def switch(self, headers: Headers) -> End: ...
 
 
 class Exchange:
@@ -75,15 +75,21 @@ class Exchange:
         self.handshake = Handshake(self.headers)
 
     async def converse(self, answer: Answer) -> None:
-        """Carry a WebSocket, to which the API has switched, until either side ends it."""
+        """Carry a WebSocket, to which the API has switched, until either side ends it.
+
+        Raises `UpstreamFailure` if there is none, or the API breaks it off, `ClientGone` if the client does.
+        """
         assert self.handshake is not None  # noqa: S101 - without one no switch was asked for
         headers = self.handshake.answer(answer.headers)
+        api = answer.switch()
         self._name(headers)
         self._head_goes_out(http.HTTPStatus.SWITCHING_PROTOCOLS)
-        self._tunnel = Tunnel(self._connection, answer.connection)
-        self._connection.switch(headers, self._tunnel)
-        answer.switch(self._tunnel)
-        await self._tunnel.carry()
+        client = self._connection.switch(headers)
+        self._tunnel = Tunnel(client, api, patience=answer.connection.patience)
+        try:
+            await self._tunnel.carry()
+        except TimeoutError:
+            raise UpstreamFailure("timeout", sent=True) from None
         self.ending = "complete"
 
     async def copy(self, chunk: bytes) -> None:

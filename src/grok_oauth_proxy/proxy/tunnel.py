@@ -7,64 +7,179 @@ is not asked for; when one ends, what it sent still goes out on the other, and t
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import select
+from typing import Final
+
+from grok_oauth_proxy.proxy.goodbye import late_data, said_goodbye
+
+_LOOK: Final = 0.25
+"""Seconds between two looks at a side that is not read."""
 
 
-class Side(Protocol):
-    """One of the connections: see `http1.connection` and `proxy.upstream.connection`."""
+class End(asyncio.Protocol):
+    """One of the two connections; `before` had it until now, and hears when it is lost.
 
-    def write(self, data: bytes) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-    def close(self) -> None: ...
+    `early`: what came on it and waits. `broken`: what it means if it ends without order. `full`: it takes no
+    more for now. `ended`: its end has come already, in order.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        before: asyncio.Protocol,
+        early: bytes,
+        broken: Exception,
+        *,
+        full: bool,
+        ended: bool = False,
+    ) -> None:
+        self.count = 0
+        """Bytes that came on it."""
+        self.full = full
+        self._transport = transport
+        self._before = before
+        self._early = early
+        self._broken = broken
+        self._ended = ended
+        self._looking: asyncio.TimerHandle | None = None
+
+    def attach(self, tunnel: Tunnel, other: End) -> None:
+        """From now on it is told here what happens on the connection."""
+        self._tunnel = tunnel
+        self._other = other
+        self._transport.set_protocol(self)
+
+    def begin(self) -> None:
+        """Send on what came early."""
+        early, self._early = self._early, b""
+        self.data_received(early)
+
+    def regulate(self) -> None:
+        """Read what the other side takes, and no more."""
+        if not self._other.full:
+            self._transport.resume_reading()
+            return
+        self._transport.pause_reading()
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self, *, within: float) -> None:
+        """End it once it has taken what is left, or after so many seconds."""
+        self._transport.close()
+        asyncio.get_running_loop().call_later(within, self._transport.abort)
+
+    def _look(self) -> None:
+        """While nothing is read, a reset is not told: look for it."""
+        self._looking = None
+        if not self._other.full or self._transport.is_closing():
+            return
+        if _was_reset(self._transport):
+            self._tunnel.end(self._broken)
+            self._transport.abort()
+        else:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    # What the transport calls.
+
+    def data_received(self, data: bytes) -> None:
+        self.count += len(data)
+        self._tunnel.note_life()
+        self._other.write(data)
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._other.regulate()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._tunnel.note_life()
+        self._other.regulate()
+
+    def eof_received(self) -> None:
+        self._ended = said_goodbye(self._transport)
+        if self._ended:
+            self._tunnel.end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for data in late_data(self._transport):
+            self.data_received(data)
+        self._tunnel.end(None if self._ended and exc is None else self._broken)
+        self._before.connection_lost(exc)
 
 
 class Tunnel:
-    """`count_in` and `count_out`: bytes from the client and to it. Each side calls what is named after it."""
+    """`patience`: seconds without a byte in either direction after which it is over.
 
-    def __init__(self, client: Side, api: Side) -> None:
-        self.count_in = self.count_out = 0
+    `linger`: seconds in which a side may then take what is left for it.
+    """
+
+    def __init__(self, client: End, api: End, *, patience: float, linger: float = 30.0) -> None:
         self._client = client
         self._api = api
-        self._over = asyncio.Event()
+        self._patience = patience
+        self._linger = linger
+        self._loop = asyncio.get_running_loop()
+        self._active_at = self._loop.time()
+        self._over: asyncio.Future[None] = self._loop.create_future()
 
     def __repr__(self) -> str:
-        return f"Tunnel(in={self.count_in}, out={self.count_out}, over={self._over.is_set()})"
+        return f"Tunnel(in={self.count_in}, out={self.count_out}, {self._over})"
+
+    @property
+    def count_in(self) -> int:
+        """Bytes from the client."""
+        return self._client.count
+
+    @property
+    def count_out(self) -> int:
+        """Bytes from the API."""
+        return self._api.count
 
     async def carry(self) -> None:
-        """Return when either side has ended; cancelled, end both."""
-        self._client.resume_reading()
-        self._api.resume_reading()
+        """Return when either side has ended; cancelled, end both.
+
+        Raises what it means if a side broke, and `TimeoutError` when both were silent for too long.
+        """
+        self._client.attach(self, self._api)
+        self._api.attach(self, self._client)
+        for end in (self._client, self._api):
+            end.begin()
+        for end in (self._client, self._api):
+            end.regulate()
+        self._watch()
         try:
-            await self._over.wait()
+            await self._over
         finally:
-            self.ended()
+            self._watchdog.cancel()
+            for end in (self._client, self._api):
+                end.close(within=self._linger)
 
-    def ended(self) -> None:
-        """Either side is gone."""
-        self._client.close()
-        self._api.close()
-        self._over.set()
+    def note_life(self) -> None:
+        self._active_at = self._loop.time()
 
-    def from_client(self, data: bytes) -> None:
-        self.count_in += len(data)
-        self._api.write(data)
+    def end(self, failure: Exception | None = None) -> None:
+        """Nothing more comes from one side."""
+        if self._over.done():
+            return
+        if failure is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(failure)
 
-    def from_api(self, data: bytes) -> None:
-        self.count_out += len(data)
-        self._client.write(data)
-
-    def client_full(self, full: bool) -> None:
-        """The client takes no more, or takes more again."""
-        _let(self._api, read=not full)
-
-    def api_full(self, full: bool) -> None:
-        """The API takes no more, or takes more again."""
-        _let(self._client, read=not full)
+    def _watch(self) -> None:
+        left = self._active_at + self._patience - self._loop.time()
+        if left <= 0:
+            self.end(TimeoutError())
+        else:
+            self._watchdog = self._loop.call_later(left, self._watch)
 
 
-def _let(side: Side, *, read: bool) -> None:
-    if read:
-        side.resume_reading()
-    else:
-        side.pause_reading()
+def _was_reset(transport: asyncio.Transport) -> bool:
+    """Whether the connection is broken; one whose other side has only ended may still hold what it sent."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

@@ -8,17 +8,20 @@ from collections.abc import Coroutine
 from typing import Final, Protocol
 
 from grok_oauth_proxy.proxy.headers import Headers
-from grok_oauth_proxy.proxy.tunnel import Side, Tunnel
+from grok_oauth_proxy.proxy.tunnel import End
+from grok_oauth_proxy.proxy.upstream.message import UpstreamFailure
 
 SWITCHING: Final = 101
 
 
-class Carrier(Side, Protocol):
+class Carrier(Protocol):
     """The connection that an answer comes over: see `connection.Connection`."""
 
     loop: asyncio.AbstractEventLoop
+    patience: float
 
-    def switch(self, tunnel: Tunnel) -> None: ...
+    def resume_reading(self) -> None: ...
+    def switch(self) -> End: ...
     def abort(self) -> None: ...
 
 
@@ -78,10 +81,12 @@ class Answer:
         self._size = 0
         return data
 
-    def switch(self, tunnel: Tunnel) -> None:
-        """After a 101: the connection is one side of the tunnel from now on."""
+    def switch(self) -> End:
+        """After a 101: its connection, as one end of a tunnel; raises `UpstreamFailure` if it is gone."""
+        if self.over:
+            raise self._failure or UpstreamFailure("truncated", sent=True)
         self.over = True
-        self.connection.switch(tunnel)
+        return self.connection.switch()
 
     async def aclose(self) -> None:
         """Take no more of it; nothing reads the request's body any more when this returns."""

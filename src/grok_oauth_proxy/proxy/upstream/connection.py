@@ -10,13 +10,13 @@ import asyncio
 import math
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import Final
 
 import httptools
 
+from grok_oauth_proxy.proxy.goodbye import late_data, said_goodbye
 from grok_oauth_proxy.proxy.headers import Headers, header
-from grok_oauth_proxy.proxy.tunnel import Tunnel
+from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.upstream.answer import SWITCHING, Answer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 
@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         """When, by the wall clock, it was last put aside for a request."""
         self._on_idle = on_idle
         self._on_lost = on_lost
-        self._patience = patience
+        self.patience = patience
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
@@ -64,7 +64,6 @@ class Connection(asyncio.Protocol):
         self._active_at = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._may_switch = False
-        self._tunnel: Tunnel | None = None
 
     def __repr__(self) -> str:
         return f"Connection(served={self.served}, usable={self.usable}, {self._answer})"
@@ -72,8 +71,7 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Open, and free for a request."""
-        free = self._answer is None and self._tunnel is None
-        return free and self._transport is not None and not self._transport.is_closing()
+        return self._answer is None and self._transport is not None and not self._transport.is_closing()
 
     @property
     def _was_idle(self) -> bool:
@@ -99,7 +97,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = self._until_close = False
         self._active_at = self.loop.time()
         if self._watchdog is None:
-            self._watchdog = self.loop.call_later(self._patience, self._watch)
+            self._watchdog = self.loop.call_later(self.patience, self._watch)
         if request.body is None:
             self._transport.write(head)
         elif isinstance(request.body, bytes):
@@ -113,16 +111,15 @@ class Connection(asyncio.Protocol):
             raise
         return answer
 
-    def switch(self, tunnel: Tunnel) -> None:
-        """After 101: what comes goes into the tunnel, beginning with what has come already."""
-        answer, self._answer = self._answer, None
-        self._tunnel = tunnel
-        if answer is not None:
-            tunnel.from_api(answer.take())
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+    def switch(self) -> End:
+        """After 101: give the connection away, with what has come behind it."""
+        transport, answer = self._transport, self._answer
+        assert transport is not None  # noqa: S101 - for the type checker
+        assert answer is not None  # noqa: S101 - it is the answer that calls
+        self._transport = self._answer = None
+        broken = UpstreamFailure("truncated", sent=True)
+        full = not self._may_write.is_set()
+        return End(transport, self, answer.take(), broken, full=full, ended=self._closed_cleanly)
 
     def abort(self) -> None:
         """Drop the connection, and with it what it was doing."""
@@ -130,7 +127,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Close a connection that is idle, or carries a tunnel."""
+        """Close a connection that is idle."""
         if self._transport is not None:
             self._transport.close()
 
@@ -156,14 +153,10 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._may_write.clear()
-        if self._tunnel is not None:
-            self._tunnel.api_full(True)
 
     def resume_writing(self) -> None:
         self._active_at = self.loop.time()
         self._may_write.set()
-        if self._tunnel is not None:
-            self._tunnel.api_full(False)
 
     # Receiving.
 
@@ -173,9 +166,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._active_at = self.loop.time()
         self._untouched = False
-        if self._tunnel is not None:
-            self._tunnel.from_api(data)
-            return
         if self._answer is None:
             self.close()  # nothing was asked
             return
@@ -211,18 +201,13 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def eof_received(self) -> None:
-        """Tell an end from a cut: TLS says goodbye, or what came is not whole (RFC 9112 §9.8)."""
-        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
-        with suppress(ssl.SSLError):
-            self._closed_cleanly = tls is None or tls.read(1) == b""
+        self._closed_cleanly = self._transport is not None and said_goodbye(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_write.set()
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._on_lost(self)
-        if self._tunnel is not None:
-            self._tunnel.ended()
         self._read_late()
         if self._answer is not None:
             if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
@@ -233,11 +218,9 @@ class Connection(asyncio.Protocol):
             self._settle()
 
     def _read_late(self) -> None:
-        """What uvloop has decrypted but not told, when the API closed the connection without a goodbye."""
-        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
-        with suppress(ssl.SSLError):
-            while tls and self._answer and not self._answer.over and (data := tls.read(_HIGH_WATER)):
-                self.data_received(data)
+        late = late_data(self._transport) if self._transport else iter(())
+        while self._answer and not self._answer.over and (data := next(late, b"")):
+            self.data_received(data)
 
     # What the parser calls.
 
@@ -322,7 +305,7 @@ class Connection(asyncio.Protocol):
         now = self.loop.time()
         if self._reading_paused or (self._answer.uploading and self._may_write.is_set()):
             self._active_at = now
-        left = self._active_at + self._patience - now
+        left = self._active_at + self.patience - now
         if left <= 0:
             self._fail(UpstreamFailure("timeout", sent=True))
         else:
