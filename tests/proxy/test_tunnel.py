@@ -177,22 +177,25 @@ async def test_half_closed_while_it_waits() -> None:
     """A client that ends while it is not read has all that it sent delivered."""
     async with talking() as talk:
         count = await talk.client.fill(talk.api)
+        await talk.client.send(b"unread")
         talk.client.sock.shutdown(socket.SHUT_WR)
         await asyncio.sleep(0.6)  # two looks at it
-        assert await talk.api.receive() == count
+        assert await talk.api.receive() == count + len(b"unread")
         await talk.over()
 
 
 @pytest.mark.parametrize("who", ["client", "api"])
 async def test_reset_while_it_waits(who: str) -> None:
-    """A side that breaks while it is not read is let go at once."""
+    """A side that breaks while it is not read is let go at once, and what it had sent arrives."""
     async with talking() as talk:
         breaks, full = (talk.client, talk.api) if who == "client" else (talk.api, talk.client)
-        await breaks.fill(full)
+        count = await breaks.fill(full)
+        await breaks.send(b"unread")
         breaks.reset()
         with pytest.raises((ClientGone, UpstreamFailure)) as caught:
             await talk.over()
         assert isinstance(caught.value, ClientGone) == (who == "client")
+        assert await full.receive() == count + len(b"unread")
 
 
 @pytest.mark.parametrize("who", ["client", "api"])

@@ -78,8 +78,7 @@ class End(asyncio.Protocol):
         if not self._other.full or self._transport.is_closing():
             return
         if _was_reset(self._transport):
-            self._tunnel.end(self._broken)
-            self._transport.abort()
+            self._transport.resume_reading()  # the rest is no more than the kernel holds; the reset follows
         else:
             self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
