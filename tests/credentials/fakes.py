@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.chain import Chain
+from grok_oauth_proxy.credentials.files import LOCK_TIMEOUT
 from grok_oauth_proxy.credentials.hermes import HermesStore
 from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.oauth import Outcome, Refreshed
@@ -189,10 +190,10 @@ class Source:
         return self.real.name
 
     @asynccontextmanager
-    async def lock(self) -> AsyncIterator[None]:
+    async def lock(self, timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
         if self.busy:
             raise StoreProblem("Another program has held it.", code="lock_busy")
-        async with self.real.lock():
+        async with self.real.lock(timeout):
             yield
         if self.leaving is not None:
             await self.leaving()

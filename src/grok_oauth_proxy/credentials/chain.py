@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from grok_oauth_proxy.credentials.files import LOCK_TIMEOUT
 from grok_oauth_proxy.credentials.state import Sending, State, StateFile
 from grok_oauth_proxy.credentials.token import Grant
 from grok_oauth_proxy.errors import StoreProblem
@@ -27,7 +28,7 @@ class CredentialSource(Protocol):
 
     @property
     def name(self) -> str: ...
-    def lock(self) -> AbstractAsyncContextManager[None]: ...
+    def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]: ...
     def read(self) -> list[Grant]: ...
     def rehearse(self) -> None: ...
     def write_back(self, old: Grant, new: Grant) -> int: ...
@@ -111,11 +112,11 @@ class Chain:
         self.adopt(self.source.read())
 
     def look(self) -> None:
-        """Use what a store holds that nobody here can write."""
+        """Use what the store holds, without its lock: what was written here could undo what others write."""
         self.recall()
-        self.adopt(self.source.read())
+        self.adopt(self.source.read(), save=False)
 
-    def adopt(self, grants: list[Grant]) -> None:
+    def adopt(self, grants: list[Grant], *, save: bool = True) -> None:
         """Use the most preferred grant that can still be sent; keep the state file in step."""
         self.behind = bool(self.lagging(grants))
         current = [ours for stored in grants if (ours := self._current(stored))]
@@ -129,7 +130,8 @@ class Chain:
                 self._observer(ChainAdopted(self.source.name))
         if saved is None or not _same(chosen, saved):
             self.state = replace(self.state, grant=chosen, client_id=self.client_id)
-            self._save_state()
+            if save:
+                self._save_state()
 
     def _supersede(self, before: Grant | None, chosen: Grant, stored: set[str]) -> None:
         """Remember a link that another owner replaced as spent, so that an old copy of it is not believed.

@@ -32,7 +32,7 @@ _ABANDONED = 60.0
 
 
 @asynccontextmanager
-async def locked(paths: tuple[Path, ...]) -> AsyncIterator[None]:
+async def locked(paths: tuple[Path, ...], timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
     """Hold the lock files, in this order; raise `StoreProblem` when one can't be had in time.
 
     The lock is flock(2) on the file, which is left in place: what Hermes takes too.
@@ -40,10 +40,10 @@ async def locked(paths: tuple[Path, ...]) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for path in paths:
             try:
-                await stack.enter_async_context(AsyncFileLock(path, timeout=LOCK_TIMEOUT, mode=0o600))
+                await stack.enter_async_context(AsyncFileLock(path, timeout=timeout, mode=0o600))
             except Timeout:
                 raise StoreProblem(
-                    f"Another program has held {path} for {LOCK_TIMEOUT:.0f} s. End it, or wait for it.",
+                    f"Another program has held {path} for {timeout:.0f} s. End it, or wait for it.",
                     code="lock_busy",
                 ) from None
             except OSError as error:

@@ -17,7 +17,14 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from grok_oauth_proxy.credentials.files import locked, may_replace, read_json, rehearse_write, write_json
+from grok_oauth_proxy.credentials.files import (
+    LOCK_TIMEOUT,
+    locked,
+    may_replace,
+    read_json,
+    rehearse_write,
+    write_json,
+)
 from grok_oauth_proxy.credentials.token import Grant, read_token, refresh_text
 from grok_oauth_proxy.errors import StoreProblem
 
@@ -35,9 +42,9 @@ class HermesStore:
     def name(self) -> str:
         return "hermes"
 
-    def lock(self) -> AbstractAsyncContextManager[None]:
+    def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]:
         """Hermes' own lock of each store, the profile's first: the order Hermes takes them in."""
-        return locked(tuple(p.with_name("auth.lock") for p in self.paths if _is_there(p.parent)))
+        return locked(tuple(p.with_name("auth.lock") for p in self.paths if _is_there(p.parent)), timeout)
 
     def read(self) -> list[Grant]:
         """Every xAI grant, most preferred first; raise `StoreProblem` when there is none.

@@ -157,9 +157,10 @@ class TokenManager:
     async def _look(self) -> None:
         if self._chain.source.unwritable() is None:
             try:
-                async with self._chain.source.lock():
+                async with self._chain.source.lock(timeout=0):
                     await asyncio.to_thread(self._chain.synchronise)
             except StoreProblem as problem:
+                # Whoever has the lock may have it for long, and what can be read already is of use.
                 if not problem.code.startswith("lock_"):
                     raise
             else:
