@@ -140,6 +140,19 @@ def test_bytes_that_few_servers_know(own_sim: Sim, home: Home) -> None:
     )
 
 
+def test_trailers_of_a_request_are_nobodys(shared_proxy: Proxy) -> None:
+    """What stands behind a chunked body is neither this request's nor the next one's header."""
+    with shared_proxy.dial() as client, client.makefile("rb") as back:
+        client.sendall(
+            b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"2\r\nhi\r\n0\r\nx-smuggled: 1\r\n\r\n"
+            b"GET /v1/echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        received = back.read()
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert b"x-smuggled" not in received
+
+
 def test_binary_answer(shared_proxy: Proxy) -> None:
     """An uploaded file comes back with the very same bytes."""
     content = bytes(range(256)) * 1000

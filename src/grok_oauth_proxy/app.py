@@ -164,9 +164,9 @@ def _upstream(settings: Settings, tls: ResumingContext, clock: Clock) -> Upstrea
     )
 
 
-def _broadcast(*observers: Observer) -> Observer:
+def _broadcast(first: Observer, second: Observer) -> Observer:
     def tell(event: Event, /) -> None:
-        for observer in observers:
-            observer(event)
+        first(event)
+        second(event)
 
     return tell

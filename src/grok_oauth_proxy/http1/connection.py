@@ -25,7 +25,7 @@ from grok_oauth_proxy.http1.ends import has_hung_up, reset_connection
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
 from grok_oauth_proxy.http1.head import MAX_HEAD, check_head, with_known_method
 from grok_oauth_proxy.proxy.body import ClientGone
-from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
+from grok_oauth_proxy.proxy.headers import Headers, body_framing
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.websocket import wants_websocket
@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
         observer: Observer,
         config: uvicorn.Config,
         server_state: ServerState,
-        app_state: dict[str, Any],
+        app_state: dict[str, Any],  # noqa: ARG002 - uvicorn names its arguments
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.loop = _loop or asyncio.get_running_loop()
@@ -57,7 +57,6 @@ class Connection(asyncio.Protocol):
         self._observer = observer
         self._app: Application = config.loaded_app
         self._server = server_state
-        self._state = app_state
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._addresses: tuple[Any, Any] = (None, None)
@@ -236,31 +235,33 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._at_start = False
+        self._headers = []  # trailers are nobody's
         if not self._repeating:
-            self._target, self._headers = b"", []
+            self._target = b""
 
     def on_url(self, url: bytes) -> None:
         if not self._repeating:
             self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._repeating and (self._incoming is None or self._incoming.whole):  # else a trailer
-            self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._repeating:
             return
-        self._overhead = 0
+        headers, self._headers = self._headers, []
+        received, self._overhead = self._overhead, 0
         self._idle_until = math.inf
         parser = self._parser
         version = parser.get_http_version()
-        check_head(self._target, self._headers, version)
-        if parser.get_method() == b"CONNECT":
+        first = check_head(self._target, headers, version, received=received)
+        known = parser.get_method()
+        if known == b"CONNECT":
             raise ValueError("no tunnels here")
-        method = (self._method or parser.get_method()).decode("ascii")
-        self._switching = wants_websocket(method, version, self._headers)
+        method = (self._method or known).decode("ascii")
+        self._switching = b"upgrade" in first and wants_websocket(method, version, headers)
         if parser.should_upgrade() and not self._switching:
-            self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(self._headers))
+            self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(headers))
         raw_path, _, query = self._target.partition(b"?")
         path = raw_path.decode("ascii")
         scope: Scope = {
@@ -275,16 +276,11 @@ class Connection(asyncio.Protocol):
             "path": unquote(path) if "%" in path else path,
             "raw_path": raw_path,
             "query_string": query,
-            "headers": self._headers,
-            "state": {
-                **self._state,
-                "target": self._target,
-                "connection": self,
-                "websocket": self._switching,
-            },
+            "headers": headers,
+            "state": {"target": self._target, "connection": self, "websocket": self._switching},
         }
         self._method = b""
-        expects = version == "1.1" and (header(self._headers, b"expect") or b"").lower() == b"100-continue"
+        expects = version == "1.1" and first.get(b"expect", b"").lower() == b"100-continue"
         # A client that wants a WebSocket and gets an answer dials anew.
         keep_alive = parser.should_keep_alive() and not self._switching
         exchange = Exchange(self, scope, keep_alive=keep_alive, expects=expects)
@@ -311,17 +307,8 @@ class Connection(asyncio.Protocol):
     def _start(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._server.total_requests += 1
-        exchange.task = self.loop.create_task(self._give(exchange), name="request")
-
-    async def _give(self, exchange: Exchange) -> None:
-        """Give the answer; the server, when it ends, waits for what is in its set."""
-        task = exchange.task
-        assert task is not None  # noqa: S101 - for the type checker
-        self._server.tasks.add(task)
-        try:
-            await exchange.run(self._app)
-        finally:
-            self._server.tasks.discard(task)
+        # The server, when it ends, waits for what is in its set.
+        exchange.task = self.loop.create_task(exchange.run(self._app, self._server.tasks), name="request")
 
     def answered(self, exchange: Exchange, *, whole: bool) -> None:
         """The answer was given; what comes next on this connection?"""

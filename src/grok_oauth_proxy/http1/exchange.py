@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+from collections.abc import Iterable
 from typing import Final, Literal, Protocol
 
 from grok_oauth_proxy.asgi import Application, Message, Scope
@@ -21,7 +22,8 @@ STATUS_LINES: Final = {
     for number in range(101, 600)
 }
 
-_BODILESS: Final = frozenset({204, 304})
+_NO_CONTENT: Final = 204
+_BODILESS: Final = frozenset({_NO_CONTENT, 304})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -41,24 +43,27 @@ class Wire(Protocol):
 class Exchange:
     """One request and its answer: the `receive` and `send` of ASGI."""
 
+    answered = False
+    """The answer has been given whole."""
+    started = False
+    whole = False
+    """All of the request has come."""
+    task: asyncio.Task[None] | None = None
+    """What gives the answer, once it is this request's turn."""
+    _gone = False
+    _news = False
+    """Something has come since the last `receive`, or the exchange has ended."""
+    _waiter: asyncio.Future[None] | None = None
+    _head = b""
+    _framing: Literal["none", "length", "chunked", "close"] = "none"
+    _left = 0
+
     def __init__(self, wire: Wire, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
         self.scope = scope
         self.keep_alive = keep_alive
-        self.answered = False
-        """The answer has been given whole."""
-        self.started = False
-        self.task: asyncio.Task[None] | None = None
-        """What gives the answer, once it is this request's turn."""
         self._wire = wire
         self._expects = expects
         self._body = bytearray()
-        self.whole = False
-        """All of the request has come."""
-        self._gone = False
-        self._news = asyncio.Event()
-        self._head = b""
-        self._framing: Literal["none", "length", "chunked", "close"] = "none"
-        self._left = 0
 
     # The request.
 
@@ -66,17 +71,17 @@ class Exchange:
         """More of the body; True when no more should come for now."""
         if not self.answered:
             self._body += data
-            self._news.set()
+            self._wake()
         return len(self._body) > HIGH_WATER
 
     def end_body(self) -> None:
         self.whole = True
-        self._news.set()
+        self._wake()
 
     def leave(self) -> None:
         """The client has gone: whoever works for it is told, and stopped at once."""
         self._gone = True
-        self._news.set()
+        self._wake()
         if not self.answered:
             self.scope["state"]["client_gone"] = True
             if self.task is not None:
@@ -95,7 +100,7 @@ class Exchange:
         """
         self._flush()
         self.answered = True
-        self._news.set()
+        self._wake()
         self._wire.cut(reset=self._framing == "close")
 
     def switch(self, headers: Headers) -> bytes:
@@ -103,16 +108,25 @@ class Exchange:
         self.answered = self.started = True
         return b"\r\n".join([STATUS_LINES[101], *map(b": ".join, headers), b"", b""])
 
+    def _wake(self) -> None:
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     async def receive(self) -> Message:
         if self._expects and not (self.whole or self.started):
             self._expects = False
             self._wire.write(_CONTINUE)
-        if not self._news.is_set():
+        if not self._news:
             self._wire.resume_reading()
-            await self._news.wait()
+            self._waiter = self._wire.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         if self._gone or self.answered:
             return {"type": "http.disconnect"}
-        self._news.clear()
+        self._news = False
         data, self._body = bytes(self._body), bytearray()
         self._wire.resume_reading()
         return {"type": "http.request", "body": data, "more_body": not self.whole}
@@ -124,16 +138,16 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self._begin(message["status"], message["headers"])
-        else:
-            last = not message.get("more_body", False)
-            self._continue(message.get("body", b""), message.get("trailers", []), last=last)
-            if not self._wire.may_write.is_set():
-                await self._wire.may_write.wait()
+            return
+        last = not message.get("more_body", False)
+        self._continue(message.get("body", b""), message.get("trailers", ()), last=last)
+        if not self._wire.may_write.is_set():
+            await self._wire.may_write.wait()
 
     def _begin(self, status: int, headers: Headers) -> None:
         self.started = True
         length = header(headers, b"content-length")
-        if status == http.HTTPStatus.NO_CONTENT:
+        if status == _NO_CONTENT:
             headers = [item for item in headers if item[0] != b"content-length"]  # RFC 9110 §8.6
         lines = [STATUS_LINES[status], *map(b": ".join, headers)]
         if self.scope["method"] == "HEAD" or status in _BODILESS:
@@ -157,27 +171,31 @@ class Exchange:
         if head:
             self._wire.write(head)
 
-    def _continue(self, data: bytes, trailers: Headers, *, last: bool) -> None:
-        head, self._head, surplus = self._head, b"", False
-        if self._framing == "none":
-            data = b""
+    def _continue(self, data: bytes, trailers: Iterable[tuple[bytes, bytes]], *, last: bool) -> None:
+        if self._framing == "length":
+            self._left -= len(data)
+            if self._left < 0:
+                data = data[: self._left]  # more than was announced
         elif self._framing == "chunked":
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if last:
                 data += b"\r\n".join([b"0", *map(b": ".join, trailers), b"", b""])
-        elif self._framing == "length":
-            surplus = len(data) > self._left
-            data = data[: self._left]
-            self._left -= len(data)
-        if head or data:
-            self._wire.write(head + data)
-        if last or surplus:
+        elif self._framing == "none":
+            data = b""
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self._wire.write(data)
+        if last or self._left < 0:
             self.answered = True
-            self._news.set()
-            whole = self._left == 0 and not surplus
-            self._wire.answered(self, whole=whole)
+            self._wake()
+            self._wire.answered(self, whole=self._left == 0)
 
-    async def run(self, app: Application) -> None:
+    async def run(self, app: Application, running: set[asyncio.Task[None]]) -> None:
+        """Have `app` give the answer; its task is in `running` meanwhile."""
+        task = self.task
+        assert task is not None  # noqa: S101 - it runs in it
+        running.add(task)
         self.scope["state"]["body"] = bytes(self._body) if self.whole else None
         if not self._wire.may_write.is_set():
             # Small answers to requests that were sent ahead must not pile up for a client that does not read.
@@ -187,5 +205,6 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - the application answers for its own bugs; this one it did not
             log_bug("A request failed.", error)
         finally:
+            running.discard(task)
             if not self.answered:
                 self.cut()

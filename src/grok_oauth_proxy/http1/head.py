@@ -5,27 +5,28 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from grok_oauth_proxy.proxy.headers import Headers
+from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
 
 MAX_HEAD: Final = 64 * 1024
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 
 
-def check_head(target: bytes, headers: Headers, version: str) -> None:
-    """Raise OverflowError for a head that is too large, ValueError for what has no one meaning here."""
-    size, hosts, codings = len(target), 0, []
-    for name, value in headers:
-        size += len(name) + len(value) + 4
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            codings.append(value.strip().lower())
-    if size > MAX_HEAD:
+def check_head(target: bytes, headers: Headers, version: str, *, received: int) -> dict[bytes, bytes]:
+    """The first value of each header, in a head that came among `received` bytes.
+
+    Raises OverflowError for a head that is too large, ValueError for what has no one meaning here.
+    """
+    if received > MAX_HEAD and len(target) + sum(len(n) + len(v) + 4 for n, v in headers) > MAX_HEAD:
         raise OverflowError
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
+    first = first_values(headers)
+    repeated = [name for name, _ in headers] if len(first) < len(headers) else []
+    if (b"host" not in first and version == "1.1") or repeated.count(b"host") > 1:
         raise ValueError("RFC 9112 §3.2")
-    if version not in ("1.0", "1.1") or codings not in ([], [b"chunked"]) or (codings and version == "1.0"):
+    if version not in ("1.0", "1.1"):
+        raise ValueError("RFC 9112 §2.3")
+    if b"transfer-encoding" in first and (version == "1.0" or not is_chunked(headers)):
         raise ValueError("RFC 9112 §6.1")
+    return first
 
 
 def with_known_method(data: bytes) -> tuple[bytes, bytes] | None:

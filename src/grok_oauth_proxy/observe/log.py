@@ -16,6 +16,7 @@ from grok_oauth_proxy.events import (
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
+    RequestStarted,
     StaleTokenRetry,
     StoreTrouble,
     UpstreamFailed,
@@ -26,6 +27,7 @@ logger = logging.getLogger("grok_oauth_proxy")
 
 codecs.lookup("unicode_escape")  # loaded now: where no file can be opened any more, lines are still written
 _GATHERED_FOR: Final = 0.05
+_LONGEST: Final = 500
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
@@ -85,9 +87,14 @@ def configure_logging(level: str) -> None:
 
 def log_event(event: Event, /) -> None:
     """An observer."""
+    if isinstance(event, RequestFinished):
+        _log_request(event)
+    elif not isinstance(event, RequestStarted):
+        _log_news(event)
+
+
+def _log_news(event: Event) -> None:
     match event:
-        case RequestFinished():
-            _log_request(event)
         case RefreshSucceeded(lifetime=lifetime):
             logger.info("The access token was refreshed; the new one lives %.0f s.", lifetime)
         case RefreshFailed(reason=reason, message=message, terminal=terminal):
@@ -109,14 +116,14 @@ def log_event(event: Event, /) -> None:
 def _log_request(event: RequestFinished) -> None:
     if logger.isEnabledFor(logging.INFO):
         method, path, status, duration, _, count_in, count_out, request_id, ending = event
-        sizes = f"{duration * 1000:.0f}ms in={count_in} out={count_out}"
-        line = f"{method} {_shown(path)} {status} {sizes} {_shown(request_id)}"
-        _lines.write_soon(line if ending == "complete" else f"{line} {ending}")
+        line = f"{method} {_shown(path)} {status} {duration * 1000:.0f}ms in={count_in} out={count_out} "
+        _lines.write_soon(line + _shown(request_id) + ("" if ending == "complete" else f" {ending}"))
 
 
 def _shown(text: str) -> str:
     """What somebody else chose, cut to a line's length and safe to write to a terminal."""
-    text = text[:500]
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST]
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text
     return text.encode("unicode_escape").decode("ascii")

@@ -102,6 +102,7 @@ class Metrics:
             return Histogram(name, text, registry=registry, buckets=_LATENCY)
 
         self._children: dict[tuple[str, str, int], Counter] = {}
+        self._open = 0
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
         self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
         self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
@@ -131,7 +132,7 @@ class Metrics:
     def __call__(self, event: Event, /) -> None:
         match event:
             case RequestStarted():
-                self._in_flight.inc()
+                self._count_open(1)
             case RequestFinished():
                 self._finish(event)
             case RefreshSucceeded(rotated=rotated):
@@ -148,6 +149,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The Prometheus text format."""
+        self._in_flight.set(self._open)
         left = self._seconds_to_expiry()
         self._expiry.set(math.nan if left is None else left)
         registry = self._registry
@@ -156,8 +158,13 @@ class Metrics:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
         return generate_latest(registry)
 
+    def _count_open(self, more: int) -> None:
+        self._open += more
+        if self._shared:
+            self._in_flight.set(self._open)  # another process may be asked
+
     def _finish(self, event: RequestFinished) -> None:
-        self._in_flight.dec()
+        self._count_open(-1)
         method = event.method if event.method in _METHODS else "other"
         key = method, route_label(event.path), event.status
         if (child := self._children.get(key)) is None:

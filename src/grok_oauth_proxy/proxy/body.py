@@ -17,17 +17,19 @@ class RequestBody:
     `whole`: all of it, if that had come with the head; else it is received. Up to `limit` bytes are kept.
     """
 
+    count = 0
+    kept_whole = True
+    _unkept = b""
+
     def __init__(self, receive: Receive, *, whole: bytes | None, limit: int) -> None:
         self._receive = receive
         self._limit = limit
         self._kept: list[bytes] = []
-        self._unkept = b""
         self.ended = whole is not None
-        self.count = 0
-        self.kept_whole = True
         if whole:
             self._note(whole)
-            self._unkept = b"" if self.kept_whole else whole
+            if not self.kept_whole:
+                self._unkept = whole
 
     def __repr__(self) -> str:
         return f"RequestBody(count={self.count}, ended={self.ended})"

@@ -27,26 +27,28 @@ class Switchable(Protocol):
 class Exchange:
     """Copies one answer to the client and remembers what the log and the metrics want to know."""
 
+    handshake: Handshake | None = None
+    request_id = "-"
+    ending: Literal["complete", "truncated", "client_gone", "refused"] = "client_gone"
+    _tunnel: Tunnel | None = None
+    _ttfb: float | None = None
+    _status = 499  # until a head is sent: the client closed the request (nginx's number for it)
+    _bytes_out = 0
+
     def __init__(self, scope: Scope, send: Send, body: RequestBody, clock: Clock) -> None:
         self.method: str = scope["method"]
+        state = scope["state"]
         self.raw_path: bytes = scope["raw_path"]
-        self.target: bytes = scope["state"]["target"]
+        self.target: bytes = state["target"]
         self.headers: Headers = scope["headers"]
         self.framing = body_framing(self.headers)
-        self.wants_websocket: bool = scope["state"]["websocket"]
-        self.handshake: Handshake | None = None
+        self.wants_websocket: bool = state["websocket"]
         self.body = body
-        self.request_id = "-"
-        self.ending: Literal["complete", "truncated", "client_gone", "refused"] = "client_gone"
-        self._connection: Switchable = scope["state"]["connection"]
-        self._tunnel: Tunnel | None = None
+        self._connection: Switchable = state["connection"]
         self._send = send
         self._clock = clock
         self.began_at = clock.wall()
         self._began = clock.monotonic()
-        self._ttfb: float | None = None
-        self._status = 499  # until a head is sent: the client closed the request (nginx's number for it)
-        self._bytes_out = 0
 
     def __repr__(self) -> str:
         return f"Exchange({self.method}, status={self._status}, ending={self.ending})"

@@ -13,9 +13,10 @@ from functools import lru_cache
 from grok_oauth_proxy.asgi import Scope
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.origins import is_loopback
-from grok_oauth_proxy.proxy.headers import KEY_SUBPROTOCOL, Headers, header, subprotocols
+from grok_oauth_proxy.proxy.headers import KEY_SUBPROTOCOL, Headers, first_values, subprotocols
 from grok_oauth_proxy.proxy.target import is_api_path
 
+_OWN_SITES = (b"none", b"same-origin")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?")
 
 
@@ -53,16 +54,19 @@ class FrontDoor:
     def admit(self, scope: Scope) -> None:
         """Raise `ClientError` unless the request may come in."""
         headers: Headers = scope["headers"]
-        host = self._check_host(scope, headers)
-        self._check_origin(headers, host)
+        first = first_values(headers)
+        host = self._check_host(scope, headers, first)
+        if b"origin" in first or (first.get(b"sec-fetch-site") or b"none") not in _OWN_SITES:
+            self._check_origin(headers, host)
         if self._api_key and (self._everywhere or is_api_path(scope["raw_path"])):
             self._check_key(headers, self._api_key)
 
-    def _check_host(self, scope: Scope, headers: Headers) -> str:
-        values = [value for name, value in headers if name == b"host"]
-        if not values and scope["http_version"] == "1.0":
+    def _check_host(self, scope: Scope, headers: Headers, first: dict[bytes, bytes]) -> str:
+        value = first.get(b"host")
+        if value is None and scope["http_version"] == "1.0":
             return ""
-        named = _host_and_name(values[0]) if len(values) == 1 else None
+        repeated = len(first) < len(headers) and [name for name, _ in headers].count(b"host") > 1
+        named = None if value is None or repeated else _host_and_name(value)
         if named is None:
             raise ClientError("Send exactly one valid Host header.", code="bad_host")
         host, name = named
@@ -77,10 +81,9 @@ class FrontDoor:
         )
 
     def _check_origin(self, headers: Headers, host: str) -> None:
+        """What comes from a web page must come from a known one."""
         origins = {value.decode("latin-1").lower() for name, value in headers if name == b"origin"}
-        foreign = origins - self._allowed_origins - {f"http://{host}"}
-        site = header(headers, b"sec-fetch-site") or b"none"
-        if foreign or (not origins and site not in (b"none", b"same-origin")):
+        if not origins or origins - self._allowed_origins - {f"http://{host}"}:
             raise ForeignOrigin(
                 "Web pages may not use this proxy. If this page is yours, add its origin to "
                 "PROXY_ALLOWED_ORIGINS.",

@@ -112,12 +112,15 @@ class Proxy:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
         target = upstream_target(exchange.target, self._upstream.base_path)
         token = await self._tokens.get(at_least=self._life_needed(exchange))
+        outcome = await self._send(exchange, target, token)
+        if isinstance(outcome, Peeked) and outcome.answer.status < 400:
+            self._recovery.note_accepted(exchange.raw_path)
+            return outcome
         # A token newer than the request has cost a refresh already; one from the future tells of a clock.
         renewed = exchange.began_at <= token.issued_at <= self._clock.wall()
         attempt = retry.Attempt(exchange.method, refreshes=int(renewed))
         stale = False
         while True:
-            outcome = await self._send(exchange, target, token)
             try:
                 step = await self._next_step(exchange, outcome, token, attempt)
             except BaseException:
@@ -129,6 +132,7 @@ class Proxy:
                 if isinstance(outcome, Peeked):
                     await outcome.answer.aclose()
                 token, attempt = step
+                outcome = await self._send(exchange, target, token)
             elif isinstance(outcome, UpstreamFailure):
                 raise unavailable(outcome)
             else:

@@ -80,21 +80,31 @@ def response_headers(upstream: Headers) -> Headers:
 
 def response_trailers(upstream: Headers) -> Headers:
     """What the API sent behind a chunked body, as the client gets it."""
-    return [item for item in upstream if item[0] not in _NOT_TRAILERS]
+    return [item for item in upstream if item[0] not in _NOT_TRAILERS] if upstream else upstream
 
 
 def body_framing(client: Headers) -> Headers:
     """How the request body is framed: by length, chunked, or not at all (RFC 9112 §6)."""
-    if header(client, b"transfer-encoding") is not None:
+    first = first_values(client)
+    if b"transfer-encoding" in first:
         return [(b"transfer-encoding", b"chunked")]
-    length = header(client, b"content-length")
+    length = first.get(b"content-length")
     return [] if length is None else [(b"content-length", length)]
+
+
+def is_chunked(headers: Headers) -> bool:
+    """Whether the one and only transfer coding is chunked (RFC 9112 §6.1)."""
+    return [value.strip().lower() for name, value in headers if name == b"transfer-encoding"] == [b"chunked"]
 
 
 def connection_options(headers: Headers) -> frozenset[bytes]:
     """The header names that `Connection` declares to be for this hop only."""
-    values = [value for name, value in headers if name == b"connection"]
-    return _options(b",".join(values)) if values else frozenset()
+    first = first_values(headers)
+    if b"connection" not in first:
+        return frozenset()
+    if len(first) == len(headers):
+        return _options(first[b"connection"])
+    return _options(b",".join([value for name, value in headers if name == b"connection"]))
 
 
 @lru_cache(maxsize=64)
@@ -107,9 +117,11 @@ def subprotocols(value: bytes) -> list[bytes]:
     return [name for item in value.split(b",") if (name := item.strip(b" \t"))]
 
 
+def first_values(headers: Headers) -> dict[bytes, bytes]:
+    """The first value of each header."""
+    return dict(reversed(headers))
+
+
 def header(headers: Headers, wanted: bytes) -> bytes | None:
     """The first value of a header, or None."""
-    for name, value in headers:
-        if name == wanted:
-            return value
-    return None
+    return first_values(headers).get(wanted)

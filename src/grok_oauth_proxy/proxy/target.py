@@ -7,10 +7,11 @@ from urllib.parse import unquote_to_bytes
 from grok_oauth_proxy.errors import ClientError
 
 PREFIX = b"/v1"
+_BELOW = b"/v1/"
 
 
 def is_api_path(raw_path: bytes) -> bool:
-    return raw_path == PREFIX or raw_path.startswith(PREFIX + b"/")
+    return raw_path.startswith(_BELOW) or raw_path == PREFIX
 
 
 def upstream_target(target: bytes, base_path: bytes) -> bytes:

@@ -15,7 +15,7 @@ from typing import Final
 import httptools
 
 from grok_oauth_proxy.proxy.goodbye import late_data, said_goodbye
-from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
 from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.upstream.answer import SWITCHING, Answer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
@@ -23,6 +23,7 @@ from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
 _MAX_OVERHEAD: Final = 64 * 1024
 """Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""
 _HIGH_WATER: Final = 256 * 1024
+_VERSIONS: Final = ("1.0", "1.1")
 _LAST_STATUS: Final = 599
 """Beyond it no status has a meaning (RFC 9110 §15), and the server would not send it on."""
 
@@ -91,7 +92,9 @@ class Connection(asyncio.Protocol):
         if self._transport is None or not self.usable:
             raise UpstreamFailure("broken_off", sent=False, stale=True)
         answer = self._answer = Answer(self)
-        self._parser = httptools.HttpResponseParser(self)
+        if self._method == "HEAD":
+            # The parser still waits for the body of the last answer.
+            self._parser = httptools.HttpResponseParser(self)
         self._method, self._overhead, self._untouched = request.method, 0, True
         self._may_switch = request.upgrade
         self._keep_alive = self._until_close = False
@@ -164,29 +167,30 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a stream transport, by how it was made
 
     def data_received(self, data: bytes) -> None:
+        answer = self._answer
         self._active_at = self.loop.time()
         self._untouched = False
-        if self._answer is None:
+        if answer is None:
             self.close()  # nothing was asked
             return
-        if self._answer.switched:
-            self._queue(self._answer, data)
+        if answer.switched:
+            self._queue(answer, data)
             return
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._answer.switched:
+            if answer.switched:
                 behind = data[upgrade.args[0] :]
                 self._overhead -= len(behind)
-                self._queue(self._answer, behind)
+                self._queue(answer, behind)
             else:
                 self._fail_invalid()
         except httptools.HttpParserError:
             self._fail_invalid()
         if self._overhead > _MAX_OVERHEAD:
             self._fail_invalid()
-        if self._answer.over:
+        if answer.over:
             self._settle()
 
     def pause_reading(self) -> None:
@@ -230,26 +234,27 @@ class Connection(asyncio.Protocol):
             self._surplus = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._answer and self._answer.status:
-            self._answer.trailers.append((name.lower(), value))
-        else:
-            self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        answer = self._answer
-        codings = [value.strip().lower() for name, value in self._headers if name == b"transfer-encoding"]
-        known = 100 <= status <= _LAST_STATUS and codings in ([], [b"chunked"])
-        if status == SWITCHING and not self._may_switch:
-            known = False
-        if not known or self._parser.get_http_version() not in ("1.0", "1.1"):
+        parser, answer = self._parser, self._answer
+        status = parser.get_status_code()
+        headers, self._headers = self._headers, []  # what follows are trailers
+        first = first_values(headers)
+        chunked = b"transfer-encoding" in first
+        if (
+            not 100 <= status <= _LAST_STATUS
+            or (status == SWITCHING and not self._may_switch)
+            or (chunked and not is_chunked(headers))
+            or parser.get_http_version() not in _VERSIONS
+        ):
             self._fail_invalid()
             return
         if answer is None or answer.over or (status < 200 and status != SWITCHING):
             return
-        self._keep_alive = self._parser.should_keep_alive()
-        self._until_close = not codings and header(self._headers, b"content-length") is None
-        answer.begin(status, self._headers)
+        self._keep_alive = parser.should_keep_alive()
+        self._until_close = not chunked and b"content-length" not in first
+        answer.begin(status, headers)
         if self._method == "HEAD":
             # The parser does not know what was asked, and would wait for a body.
             answer.end()
@@ -265,6 +270,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._answer is not None and self._answer.status and not self._answer.switched:
+            self._answer.trailers = self._headers
             self._answer.end()
 
     def _queue(self, answer: Answer, data: bytes) -> None:

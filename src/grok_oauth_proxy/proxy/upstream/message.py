@@ -43,7 +43,7 @@ class Request(NamedTuple):
         """The head on the wire (RFC 9112 §3); raises `UpstreamFailure` when it would not be one head."""
         lines = [b"%s %s HTTP/1.1" % (self.method.encode("latin-1"), self.target)]
         lines += map(b": ".join, self.headers)
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
+        text = b"".join(lines)
+        if b"\n" in text or b"\r" in text or b"\0" in text:
             raise UpstreamFailure("bad_request", sent=False)
-        return head + b"\r\n\r\n"
+        return b"\r\n".join(lines) + b"\r\n\r\n"
