@@ -36,7 +36,8 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.tokens = Tokens()
-        self.recovery = Recovery(self.tokens, Clock(wall=lambda: self.now, monotonic=lambda: self.now))
+        clock = Clock(wall=lambda: self.now, monotonic=lambda: self.now)
+        self.recovery = Recovery(self.tokens, lambda _event: None, clock, replay_limit=0)
 
     async def refuse(self, path: bytes) -> bool:
         """The API refuses the token on this path; whether that counts as everywhere."""

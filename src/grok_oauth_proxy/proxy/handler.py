@@ -22,16 +22,11 @@ from grok_oauth_proxy.events import (
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
 from grok_oauth_proxy.proxy.exchange import Exchange
-from grok_oauth_proxy.proxy.headers import (
-    header,
-    request_headers,
-    response_headers,
-    response_trailers,
-)
+from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
 from grok_oauth_proxy.proxy.peek import Peeked, peek
 from grok_oauth_proxy.proxy.recovery import Recovery, Step, TokenProvider
 from grok_oauth_proxy.proxy.rejections import PEEKED_STATUSES, RATE_LIMIT, STALE_TOKEN
-from grok_oauth_proxy.proxy.replies import not_resendable, unavailable
+from grok_oauth_proxy.proxy.replies import unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
 
@@ -58,7 +53,7 @@ class Proxy:
         self._replay_limit = replay_limit
         self._observer = observer
         self._clock = clock
-        self._recovery = Recovery(tokens, clock)
+        self._recovery = Recovery(tokens, observer, clock, replay_limit=replay_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = RequestBody(receive, whole=scope["state"]["body"], limit=self._replay_limit)
@@ -143,7 +138,7 @@ class Proxy:
     def _life_needed(self, exchange: Exchange) -> float:
         if exchange.body.kept_whole and exchange.body.ended:
             return 0.0
-        length = header(exchange.framing, b"content-length")
+        length = dict(exchange.framing).get(b"content-length")
         return 0.0 if length is not None and int(length) <= self._replay_limit else _UPLOAD_LIFE
 
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
@@ -185,7 +180,8 @@ class Proxy:
         elif outcome.rejection is STALE_TOKEN and exchange.brings_secret:
             return None
         elif outcome.rejection is STALE_TOKEN:
-            return await self._after_stale_token(exchange, token, attempt)
+            kept = exchange.body.kept_whole
+            return await self._recovery.step(token, attempt, path=exchange.raw_path, can_resend=kept)
         else:
             if outcome.answer.status < 500:
                 self._recovery.note_accepted(exchange.raw_path)
@@ -198,19 +194,3 @@ class Proxy:
             return None
         await asyncio.sleep(decision.delay)
         return token, attempt.retried()
-
-    async def _after_stale_token(
-        self, exchange: Exchange, token: Token, attempt: retry.Attempt
-    ) -> Step | None:
-        if not (attempt.resends or attempt.waited):
-            self._observer(StaleTokenRetry("attempt"))
-        kept = exchange.body.kept_whole
-        step = None
-        try:
-            step = await self._recovery.step(token, attempt, path=exchange.raw_path, can_resend=kept)
-        finally:
-            if step is None or not kept:
-                self._observer(StaleTokenRetry("failure"))
-        if step is not None and not kept:
-            raise not_resendable(self._replay_limit)
-        return step

@@ -12,7 +12,9 @@ from typing import Final, Protocol
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.errors import CredentialsUnavailable
+from grok_oauth_proxy.events import Observer, StaleTokenRetry
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.replies import not_resendable
 
 _FUTILE_FOR: Final = 300.0
 """Seconds for which a path that refused a new token too causes no refresh. The edge has been seen to take two
@@ -37,9 +39,11 @@ class TokenProvider(Protocol):
 class Recovery:
     """Shared by all requests of a process."""
 
-    def __init__(self, tokens: TokenProvider, clock: Clock) -> None:
+    def __init__(self, tokens: TokenProvider, observer: Observer, clock: Clock, *, replay_limit: int) -> None:
         self._tokens = tokens
+        self._observer = observer
         self._clock = clock
+        self._replay_limit = replay_limit
         self._futile: dict[bytes, float] = {}
         """The paths that refused a new token too, and when (monotonic)."""
         self._accepted: dict[bytes, None] = {}
@@ -68,8 +72,23 @@ class Recovery:
         """The token and attempt to go on with; None: deliver the refusal.
 
         Raises `CredentialsUnavailable` where there can be no other token: it tells the client more than the
-        refusal would.
+        refusal would; and `ClientError` where another try is the client's, because the body is gone.
         """
+        if not (attempt.resends or attempt.waited):
+            self._observer(StaleTokenRetry("attempt"))
+        step = None
+        try:
+            step = await self._step(token, attempt, path=path, can_resend=can_resend)
+        finally:
+            if step is None or not can_resend:
+                self._observer(StaleTokenRetry("failure"))
+        if step is not None and not can_resend:
+            raise not_resendable(self._replay_limit)
+        return step
+
+    async def _step(
+        self, token: Token, attempt: retry.Attempt, *, path: bytes, can_resend: bool
+    ) -> Step | None:
         deadline = self._clock.monotonic() + retry.STALE_BUDGET - attempt.waited
         self._tokens.note_refused(token, everywhere=self._is_refused_everywhere(path))
         current = await self._current(token, deadline)
