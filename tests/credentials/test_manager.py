@@ -798,11 +798,16 @@ async def test_store_that_went_away_is_shown(world: World) -> None:
 
 
 async def test_lock_that_cannot_be_had(world: World) -> None:
-    """A lock that another program holds does not keep a login from being used."""
+    """While another program holds the lock a login is used, and the state file left for later."""
     world.source.busy = True
     world.hold(store(block(VALID)))
     tokens = await world.started()
     assert await bearer_of(tokens) == access(VALID)
+    assert not await tokens.reload()
+    assert world.state_file.load() is None
+    world.source.busy = False
+    assert await tokens.reload()
+    assert world.remembered().grant == VALID
 
 
 async def test_doubt_outlives_the_process(world: World) -> None:

@@ -26,6 +26,7 @@ class Desk:
         self.reloaded = asyncio.Event()
         self.pause: asyncio.Event | None = None
         self.problem: Exception | None = None
+        self.settled = True
         self.told: list[Event] = []
         self.write(0)
         self.watcher = StoreWatcher(
@@ -37,13 +38,14 @@ class Desk:
         new.write_text(json.dumps({"version": version}))
         new.replace(self.path)
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> bool:
         self.reloads += 1
         self.reloaded.set()
         if self.pause:
             await self.pause.wait()
         if self.problem:
             raise self.problem
+        return self.settled
 
 
 @pytest.fixture
@@ -86,6 +88,18 @@ async def test_changed_while_it_is_read(desk: Desk) -> None:
     await looking
     await desk.watcher.look()
     assert desk.reloads == 2
+
+
+async def test_locked(desk: Desk) -> None:
+    """A store that was locked when it was read is read again, until it was not."""
+    desk.settled = False
+    desk.write(1)
+    for _ in range(2):
+        await desk.watcher.look()
+    desk.settled = True
+    for _ in range(3):
+        await desk.watcher.look()
+    assert desk.reloads == 3
 
 
 async def test_gone_and_back(desk: Desk) -> None:

@@ -111,10 +111,10 @@ class Chain:
             self._write_back(stored, ours)
         self.adopt(self.source.read())
 
-    def look(self) -> None:
-        """Use what the store holds, without its lock: what was written here could undo what others write."""
+    def look(self, *, save: bool) -> None:
+        """Use what the store holds, without its lock. What is saved then may undo what others write."""
         self.recall()
-        self.adopt(self.source.read(), save=False)
+        self.adopt(self.source.read(), save=save)
 
     def adopt(self, grants: list[Grant], *, save: bool = True) -> None:
         """Use the most preferred grant that can still be sent; keep the state file in step."""
@@ -122,15 +122,15 @@ class Chain:
         current = [ours for stored in grants if (ours := self._current(stored))]
         chosen = next((grant for grant in current if not self._verdict(grant)), None)
         chosen = chosen or next(iter(current), grants[0])
-        saved = self.state.grant
-        self._supersede(self.grant or saved, chosen, {grant.fingerprint for grant in grants})
         if self.grant is None or not _same(chosen, self.grant):
             adopted, self.grant = self.grant is not None, chosen
             if adopted:
                 self._observer(ChainAdopted(self.source.name))
-        if saved is None or not _same(chosen, saved):
-            self.state = replace(self.state, grant=chosen, client_id=self.client_id)
-            if save:
+        if save:
+            saved = self.state.grant
+            self._supersede(saved, chosen, {grant.fingerprint for grant in grants})
+            if saved is None or not _same(chosen, saved):
+                self.state = replace(self.state, grant=chosen, client_id=self.client_id)
                 self._save_state()
 
     def _supersede(self, before: Grant | None, chosen: Grant, stored: set[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
-from typing import Protocol
 
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
@@ -28,7 +27,7 @@ from grok_oauth_proxy.credentials.messages import (
     TRANSIENT,
     UNSAVED,
 )
-from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Terminal, Transient
+from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Refresher, Terminal, Transient
 from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import StoreProblem
@@ -36,15 +35,6 @@ from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, S
 
 _OVERLAP = 10.0
 _DOUBT = "link_in_doubt"
-
-
-class Refresher(Protocol):
-    """Spends a refresh token: see `oauth.AuthorizationServer`."""
-
-    @property
-    def token_endpoint(self) -> str: ...
-    async def discover(self) -> None: ...
-    async def refresh(self, grant: Grant, client_id: str) -> Outcome: ...
 
 
 class TokenManager:
@@ -65,7 +55,7 @@ class TokenManager:
         self._observer = observer
         self._clock = clock
         self._refreshing: asyncio.Task[None] | None = None
-        self._reloading: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[bool] | None = None
         self._overlap: tuple[Token, float] | None = None
         """The token before the last refresh ahead of time, and until when (monotonic) it is still sent."""
         self._history = RefreshHistory(clock)
@@ -132,40 +122,47 @@ class TokenManager:
             await self._refresh(None)
         self._tell_standing()
 
-    async def reload(self) -> None:
-        """The store changed: adopt what it holds. Raises `StoreProblem`; what is in use stays in use."""
+    async def reload(self) -> bool:
+        """The store changed: adopt what it holds. Raises `StoreProblem`; what is in use stays in use.
+
+        False when somebody else has its lock, so that the state file is not in step yet.
+        """
         # In a task of its own: who waits may be cancelled while a thread writes under the lock.
         self._reloading = asyncio.create_task(self._reload(), name="store-reload")
         try:
-            await asyncio.shield(self._reloading)
+            settled = await asyncio.shield(self._reloading)
         except StoreProblem as problem:
             self._unreadable = RefreshFailed(problem.code, problem.message, terminal=False)
             raise
         self._unreadable = None
+        return settled
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> bool:
         async with self._disk:
             # Not sooner: a refresh that was waited for is no change of the store.
             before = self._chain.grant
-            await self._look()
+            settled = await self._look()
         if self._chain.grant != before:
             self._overlap = None
             self._heal()
             self._changed.set()
         self._tell_standing()
+        return settled
 
-    async def _look(self) -> None:
-        if self._chain.source.unwritable() is None:
+    async def _look(self) -> bool:
+        read_only = self._chain.source.unwritable() is not None
+        if not read_only:
             try:
                 async with self._chain.source.lock(timeout=0):
                     await asyncio.to_thread(self._chain.synchronise)
             except StoreProblem as problem:
-                # Whoever has the lock may have it for long, and what can be read already is of use.
                 if not problem.code.startswith("lock_"):
                     raise
             else:
-                return
-        await asyncio.to_thread(self._chain.look)
+                return True
+        # Whoever has the lock may have it for long, and what can be read already is of use.
+        await asyncio.to_thread(self._chain.look, save=read_only)
+        return read_only
 
     def seconds_until_due(self) -> float:
         """Seconds until a refresh (or another try at one) is due; infinite when only the store can help."""
@@ -208,7 +205,7 @@ class TokenManager:
 
     async def aclose(self) -> None:
         """Let a refresh in flight end: a rotation cut half-way would lose the grant."""
-        if running := {task for task in (self._refreshing, self._reloading) if task}:
+        if running := [task for task in (self._refreshing, self._reloading) if task]:
             await asyncio.wait(running)
         if self._chain.unfinished:
             with suppress(StoreProblem):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from pydantic import SecretStr
@@ -63,6 +63,15 @@ class Transient:
 
 
 Outcome = Refreshed | Terminal | NotEntitled | Transient
+
+
+class Refresher(Protocol):
+    """Spends a refresh token: see `AuthorizationServer`."""
+
+    @property
+    def token_endpoint(self) -> str: ...
+    async def discover(self) -> None: ...
+    async def refresh(self, grant: Grant, client_id: str) -> Outcome: ...
 
 
 class AuthorizationServer:

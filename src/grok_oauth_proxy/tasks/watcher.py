@@ -22,7 +22,7 @@ class StoreWatcher:
     """Looks every `interval` seconds; remembers what it saw when it was made."""
 
     def __init__(
-        self, store: Watched, reload: Callable[[], Awaitable[None]], *, interval: float, observer: Observer
+        self, store: Watched, reload: Callable[[], Awaitable[bool]], *, interval: float, observer: Observer
     ) -> None:
         self._store = store
         self._reload = reload
@@ -38,15 +38,19 @@ class StoreWatcher:
             await self.look()
 
     async def look(self) -> None:
-        """Reload when the store changed. One that can't be used (yet) is reported once and tried again."""
+        """Reload when the store changed. One that can't be used (yet) is reported once and tried again.
+
+        One that somebody else has locked is used, and looked at again (`TokenManager.reload` gives False).
+        """
         found = await asyncio.to_thread(self._store.fingerprint)
         if found == self._seen:
             return
         try:
-            await self._reload()
+            settled = await self._reload()
         except StoreProblem as problem:
             if self._reported != (found, problem.code):
                 self._reported = (found, problem.code)
                 self._observer(StoreTrouble(problem.code, problem.message))
             return
-        self._seen = found
+        if settled:
+            self._seen = found
