@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,11 +58,12 @@ def run(stage: Stage, rounds: int, seconds: float) -> Numbers:
         targets.insert(2, stage.caddy(upstream.url))
     ours = next(target for target in targets if target.name == "ours")
     numbers: Numbers = {"machine": machine(), "not run": [] if tool("caddy") else ["caddy: not installed"]}
+    several = stage.ours(upstream.url, issuer, "ours, a worker a core", workers=os.cpu_count() or 1)
     numbers["resident MB, idle"] = {"ours": ours.resident_bytes() / 1e6}
     for name, connections in (("64 connections", 64), ("1 connection", 1)):
         step(f"requests over {name}")
         numbers[name] = alternating(
-            targets,
+            [*targets, several],
             rounds,
             lambda target, c=connections: vars_of(  # type: ignore[misc]  # bound now
                 load.requests(target, stage.folder, connections=c, seconds=seconds)
@@ -188,7 +190,27 @@ def machine() -> dict[str, str]:
         ),
         platform.processor(),
     )
-    return {"cpu": model, "cores": str(os.cpu_count()), "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": str(os.cpu_count()),
+        "python": f"{platform.python_version()} ({platform.python_compiler()})",
+        "uvloop": metadata.version("uvloop"),
+        "nginx": version("nginx", "-v"),
+        "caddy": version("caddy", "version"),
+        "wrk": version("wrk", "-v"),
+    }
+
+
+def version(name: str, argument: str) -> str:
+    """The first line of what a tool says about itself."""
+    if (path := tool(name)) is None:
+        return "not installed"
+    said = subprocess.run([path, argument], capture_output=True, text=True, check=False, timeout=20)
+    return (said.stdout + said.stderr).partition("\n")[0].strip()
+
+
+def caddy_rate(many: Numbers) -> float:
+    return float(many["caddy"]["rate"]) if "caddy" in many else 0.0
 
 
 def step(text: str) -> None:
@@ -217,6 +239,8 @@ def rows(numbers: Numbers) -> list[tuple[str, str, str, str, str]]:
     for name, must in (("caddy", "≥ 1.0"), ("nginx", "≥ 0.45"), ("obvious", "≥ 20"), ("upstream", "")):
         if name in many:
             compare("requests/s, 64 connections", many["ours"]["rate"], name, many[name]["rate"], must)
+    workers = "ours, a worker a core"
+    compare("the same, PROXY_WORKERS = cores", many[workers]["rate"], "caddy", caddy_rate(many), "")
     added = one["ours"]["p50_ms"] - one["upstream"]["p50_ms"]
     taken.append(("p50 added over direct, 1 connection", f"{added:.3f} ms", "", "", "≤ 0.30 ms"))
     for name, must in (("caddy", "≤ 1.3"), ("obvious", "≤ 0.40")):

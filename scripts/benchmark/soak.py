@@ -32,6 +32,8 @@ MANNERS = {"reads": 80, "dawdles": 10, "leaves": 10}
 EVENTS = 100
 PACE = 0.05
 _EVENT = b"data: " + b"x" * 180 + b"\n\n"
+_UNTIL_IDLE = 65
+"""Seconds after which no idle connection is kept any more."""
 _LAST = b"data: [DONE]\n\n"
 
 
@@ -147,11 +149,12 @@ def main() -> None:
         ]
         far = stage.start("source", command, f"https://localhost:{port}", PYTHONPATH=str(Path.cwd()))
         ours = stage.ours(far.url, stage.issuer())
-        uvloop.run(load(ours.url, 50, 10))  # what is only ever made once is there afterwards
-        time.sleep(60)  # longer than an idle connection is kept
+        # What is only ever made once is there afterwards, the allocator's room for so many streams above all.
+        uvloop.run(load(ours.url, arguments.streams, arguments.seconds / 10))
+        time.sleep(_UNTIL_IDLE)
         before = descriptors(ours), ours.resident_bytes() / 1e6
         ended = uvloop.run(load(ours.url, arguments.streams, arguments.seconds))
-        time.sleep(60)
+        time.sleep(_UNTIL_IDLE)
         after = descriptors(ours), ours.resident_bytes() / 1e6
         flying = in_flight(ours.url)
     wrong = {how: count for how, count in ended.items() if not is_right(*how)}

@@ -212,7 +212,7 @@ class Stage:
         ]
         return self.start("issuer", command, f"http://127.0.0.1:{port}").url
 
-    def ours(self, upstream: str, issuer: str, name: str = "ours") -> Target:
+    def ours(self, upstream: str, issuer: str, name: str = "ours", *, workers: int = 1) -> Target:
         """The proxy through its normal entry point, metrics and logging on."""
         port = free_port()
         env = {
@@ -220,6 +220,7 @@ class Stage:
             **self.home(name, issuer),
             "XAI_BASE_URL": f"{upstream}/v1",
             "PROXY_PORT": str(port),
+            "PROXY_WORKERS": str(workers),
         }
         command = [sys.executable, "-m", "grok_oauth_proxy", "serve"]
         return self.start(name, command, f"http://127.0.0.1:{port}", **env)
