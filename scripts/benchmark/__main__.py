@@ -70,10 +70,7 @@ def run(stage: Stage, rounds: int, seconds: float) -> Numbers:
             ),
         )
     step("requests as connections grow")
-    numbers["growth"] = {
-        count: vars_of(load.requests(ours, stage.folder, connections=count, seconds=seconds))
-        for count in (1, 8, 64, 256, 1024)
-    }
+    numbers["growth"] = {count: steady(ours, stage, count, seconds) for count in (1, 8, 64, 256, 1024)}
     step("streams")
     numbers["streams"] = streams(stage, issuer, rounds, seconds * 2)
     step("a large upload and a large download")
@@ -97,6 +94,12 @@ def alternating(
         name: {key: median(one[key] for one in several) for key in several[0]}
         for name, several in taken.items()
     }
+
+
+def steady(target: Target, stage: Stage, connections: int, seconds: float) -> dict[str, float]:
+    """A run after one that is not counted, which shakes hands with the upstream for every connection."""
+    load.requests(target, stage.folder, connections=connections, seconds=seconds)
+    return vars_of(load.requests(target, stage.folder, connections=connections, seconds=seconds))
 
 
 def streams(stage: Stage, issuer: str, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
