@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,6 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.observe.log import configure_logging, log_event, logger
-from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.exchange import Exchange
 
 LIBRARIES = (
@@ -194,10 +194,10 @@ def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
         "raw_path": b"/v1/a%20b",
         "query_string": b"key=canary",
         "http_version": "1.1",
-        "state": {"target": b"/v1/a%20b?key=canary", "connection": None, "websocket": False},
+        "state": {"client": SimpleNamespace(target=b"/v1/a%20b?key=canary", body=b"")},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
-    exchange = Exchange(scope, never, RequestBody(never, whole=b"", limit=0), Clock())
+    exchange = Exchange(scope, never, Clock(), replay_limit=0)
     configure_logging("debug")
     log_event(exchange.finished())
     written = capsys.readouterr().err

@@ -1,8 +1,8 @@
 """One connection of a client: HTTP/1.1 read by httptools, its requests answered by an ASGI application.
 
 Law: a request is understood in one way or refused with 400 (431 when its head is too large); its target
-reaches the application byte for byte, as `scope["state"]["target"]`. One request is answered at a time; what
-a client sends ahead waits.
+reaches the application byte for byte, as `Exchange.target`. One request is answered at a time; what a client
+sends ahead waits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from grok_oauth_proxy.http1.ends import has_hung_up, reset_connection
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
 from grok_oauth_proxy.http1.head import MAX_HEAD, check_head, with_known_method
 from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.flow import FlowControl
 from grok_oauth_proxy.proxy.headers import Headers, body_framing
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.tunnel import End
@@ -39,7 +40,7 @@ _NOT_HTTP: Final = "This is not a valid HTTP/1.1 request."
 _BAD_TARGET: Final = "The path or query holds a byte that must be percent-encoded (RFC 3986 §2.1)."
 
 
-class Connection(asyncio.Protocol):
+class Connection(FlowControl):
     """Made by uvicorn for each connection; `observer` hears of what is not HTTP."""
 
     def __init__(
@@ -51,8 +52,6 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.loop = _loop or asyncio.get_running_loop()
-        self.may_write = asyncio.Event()
-        self.may_write.set()
         self.draining = False
         self._observer = observer
         self._app: Application = config.loaded_app
@@ -86,20 +85,14 @@ class Connection(asyncio.Protocol):
         self._addresses = (own and tuple(own[:2]), other and tuple(other[:2]))
         self._wait_idle()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        self.may_write.set()
+        super().connection_lost(exc)
         for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
                 exchange.leave()
-
-    def pause_writing(self) -> None:
-        self.may_write.clear()
-
-    def resume_writing(self) -> None:
-        self.may_write.set()
 
     def shutdown(self) -> None:
         """The server ends: after the answer that is being given, or at once."""
@@ -125,19 +118,13 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
-    def cut_answer(self) -> None:
-        """End the answer that is being given, so that the client sees that it is not whole."""
-        if self._exchange is not None:
-            self._exchange.cut()
-
-    def switch(self, headers: Headers) -> End:
-        """Answer with 101, and give the connection away with what has come behind the request."""
+    def switch(self, head: bytes) -> End:
+        """Write the head of a 101, and give the connection away with what has come behind the request."""
         assert self._transport is not None  # noqa: S101 - for the type checker
-        assert self._exchange is not None  # noqa: S101 - it is its application that calls
-        self.write(self._exchange.switch(headers))
+        self.write(head)
         self._paused = False
         early, self._unparsed = self._unparsed, b""
-        return End(self._transport, self, early, ClientGone(), full=not self.may_write.is_set())
+        return End(self._transport, self, early, ClientGone(), full=self.full)
 
     def resume_reading(self) -> None:
         if self._paused and self._transport is not None and not self._ahead:
@@ -277,13 +264,19 @@ class Connection(asyncio.Protocol):
             "raw_path": raw_path,
             "query_string": query,
             "headers": headers,
-            "state": {"target": self._target, "connection": self, "websocket": self._switching},
         }
         self._method = b""
         expects = version == "1.1" and first.get(b"expect", b"").lower() == b"100-continue"
         # A client that wants a WebSocket and gets an answer dials anew.
         keep_alive = parser.should_keep_alive() and not self._switching
-        exchange = Exchange(self, scope, keep_alive=keep_alive, expects=expects)
+        exchange = Exchange(
+            self,
+            scope,
+            self._target,
+            wants_websocket=self._switching,
+            keep_alive=keep_alive,
+            expects=expects,
+        )
         self._incoming = exchange
         if self._exchange is None:
             self._start(exchange)

@@ -1,4 +1,4 @@
-"""One request of a client and its answer: the `receive` and `send` of ASGI, framed as HTTP/1.1 wants it.
+"""One request of a client and its answer, framed as HTTP/1.1 wants it.
 
 Law: an answer is framed in one way (RFC 9112 §6): by its length, in chunks, or for HTTP/1.0 by the end of the
 connection. What is not given whole ends the connection, never the body.
@@ -14,6 +14,7 @@ from typing import Final, Literal, Protocol
 from grok_oauth_proxy.asgi import Application, Message, Scope
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.tunnel import End
 
 HIGH_WATER: Final = 64 * 1024
 """Bytes of a body that wait to be fetched before the client is slowed down."""
@@ -31,26 +32,33 @@ class Wire(Protocol):
     """What an exchange needs of its connection: see `connection.Connection`."""
 
     loop: asyncio.AbstractEventLoop
-    may_write: asyncio.Event
+    full: bool
     draining: bool
 
     def write(self, data: bytes) -> None: ...
     def resume_reading(self) -> None: ...
+    async def drained(self) -> None: ...
     def answered(self, exchange: Exchange, *, whole: bool) -> None: ...
     def cut(self, *, reset: bool = False) -> None: ...
+    def switch(self, head: bytes) -> End: ...
 
 
 class Exchange:
-    """One request and its answer: the `receive` and `send` of ASGI."""
+    """One request and its answer.
+
+    Any application can `receive` and `send` as ASGI has it. The proxy, which finds it in `scope["state"]` as
+    `client`, begins, writes and ends the answer itself.
+    """
 
     answered = False
     """The answer has been given whole."""
     started = False
     whole = False
     """All of the request has come."""
+    gone = False
+    """The client has gone."""
     task: asyncio.Task[None] | None = None
     """What gives the answer, once it is this request's turn."""
-    _gone = False
     _news = False
     """Something has come since the last `receive`, or the exchange has ended."""
     _waiter: asyncio.Future[None] | None = None
@@ -58,14 +66,32 @@ class Exchange:
     _framing: Literal["none", "length", "chunked", "close"] = "none"
     _left = 0
 
-    def __init__(self, wire: Wire, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        scope: Scope,
+        target: bytes,
+        *,
+        wants_websocket: bool,
+        keep_alive: bool,
+        expects: bool,
+    ) -> None:
         self.scope = scope
+        self.target = target
+        """What was asked for, byte for byte."""
+        self.wants_websocket = wants_websocket
         self.keep_alive = keep_alive
         self._wire = wire
         self._expects = expects
         self._body = bytearray()
+        scope["state"] = {"client": self}
 
     # The request.
+
+    @property
+    def body(self) -> bytes | None:
+        """All of it, if it has come whole and nothing was received yet."""
+        return bytes(self._body) if self.whole else None
 
     def feed(self, data: bytes) -> bool:
         """More of the body; True when no more should come for now."""
@@ -80,33 +106,15 @@ class Exchange:
 
     def leave(self) -> None:
         """The client has gone: whoever works for it is told, and stopped at once."""
-        self._gone = True
+        self.gone = True
         self._wake()
-        if not self.answered:
-            self.scope["state"]["client_gone"] = True
-            if self.task is not None:
-                self.task.cancel()
+        if not self.answered and self.task is not None:
+            self.task.cancel()
 
     def abandon(self) -> None:
         """Somebody else has answered: what works on it is stopped."""
         self.leave()
         self.answered = True
-
-    def cut(self) -> None:
-        """Break off, so that the client sees that the answer is not whole.
-
-        Chunked and counted bodies show it by themselves once what was sent is flushed. A body that ends with
-        the connection shows it only by a reset (RFC 9112 §6.3).
-        """
-        self._flush()
-        self.answered = True
-        self._wake()
-        self._wire.cut(reset=self._framing == "close")
-
-    def switch(self, headers: Headers) -> bytes:
-        """The head of the answer with which the connection stops to speak HTTP (RFC 9110 §15.2.2)."""
-        self.answered = self.started = True
-        return b"\r\n".join([STATUS_LINES[101], *map(b": ".join, headers), b"", b""])
 
     def _wake(self) -> None:
         self._news = True
@@ -114,6 +122,7 @@ class Exchange:
             self._waiter.set_result(None)
 
     async def receive(self) -> Message:
+        """As ASGI has it."""
         if self._expects and not (self.whole or self.started):
             self._expects = False
             self._wire.write(_CONTINUE)
@@ -124,7 +133,7 @@ class Exchange:
                 await self._waiter
             finally:
                 self._waiter = None
-        if self._gone or self.answered:
+        if self.gone or self.answered:
             return {"type": "http.disconnect"}
         self._news = False
         data, self._body = bytes(self._body), bytearray()
@@ -134,17 +143,20 @@ class Exchange:
     # The answer.
 
     async def send(self, message: Message) -> None:
-        if self._gone or self.answered:
-            return
+        """As ASGI has it."""
         if message["type"] == "http.response.start":
-            self._begin(message["status"], message["headers"])
+            self.begin(message["status"], message["headers"])
             return
-        last = not message.get("more_body", False)
-        self._continue(message.get("body", b""), message.get("trailers", ()), last=last)
-        if not self._wire.may_write.is_set():
-            await self._wire.may_write.wait()
+        body = message.get("body", b"")
+        if not message.get("more_body", False):
+            self.end(body)
+        elif not self.write(body):
+            await self.drained()
 
-    def _begin(self, status: int, headers: Headers) -> None:
+    def begin(self, status: int, headers: Headers) -> None:
+        """The head of the answer; it goes out with what follows."""
+        if self.gone or self.answered:
+            return
         self.started = True
         length = header(headers, b"content-length")
         if status == _NO_CONTENT:
@@ -166,45 +178,82 @@ class Exchange:
             lines.append(b"connection: keep-alive")
         self._head = b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def _flush(self) -> None:
-        head, self._head = self._head, b""
-        if head:
-            self._wire.write(head)
+    def write(self, data: bytes) -> bool:
+        """More of the body; False when the client takes no more for now: wait until it is `drained`."""
+        if not (self.gone or self.answered):
+            self._put(self._framed(data))
+            if self._left < 0:
+                self._finish()
+        return not self._wire.full
 
-    def _continue(self, data: bytes, trailers: Iterable[tuple[bytes, bytes]], *, last: bool) -> None:
+    def end(self, data: bytes, trailers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """The last of the body, and what follows a chunked one."""
+        if self.gone or self.answered:
+            return
+        data = self._framed(data)
+        if self._framing == "chunked":
+            data += b"\r\n".join([b"0", *map(b": ".join, trailers), b"", b""])
+        self._put(data)
+        self._finish()
+
+    @property
+    def full(self) -> bool:
+        """The client takes no more for now."""
+        return self._wire.full
+
+    async def drained(self) -> None:
+        """Wait until the client takes more, or has gone."""
+        await self._wire.drained()
+
+    def cut(self) -> None:
+        """Break off, so that the client sees that the answer is not whole; nothing if it is.
+
+        Chunked and counted bodies show it by themselves once what was sent is flushed. A body that ends with
+        the connection shows it only by a reset (RFC 9112 §6.3).
+        """
+        if self.answered:
+            return
+        self._put(b"")
+        self.answered = True
+        self._wake()
+        self._wire.cut(reset=self._framing == "close")
+
+    def switch(self, headers: Headers) -> End:
+        """Answer with 101 and give the connection away; it speaks HTTP no more (RFC 9110 §15.2.2)."""
+        self.answered = self.started = True
+        return self._wire.switch(b"\r\n".join([STATUS_LINES[101], *map(b": ".join, headers), b"", b""]))
+
+    def _framed(self, data: bytes) -> bytes:
+        if self._framing == "chunked":
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         if self._framing == "length":
             self._left -= len(data)
-            if self._left < 0:
-                data = data[: self._left]  # more than was announced
-        elif self._framing == "chunked":
-            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            if last:
-                data += b"\r\n".join([b"0", *map(b": ".join, trailers), b"", b""])
-        elif self._framing == "none":
-            data = b""
+            return data if self._left >= 0 else data[: self._left]  # more than was announced
+        return data if self._framing == "close" else b""
+
+    def _put(self, data: bytes) -> None:
         if self._head:
             data, self._head = self._head + data, b""
         if data:
             self._wire.write(data)
-        if last or self._left < 0:
-            self.answered = True
-            self._wake()
-            self._wire.answered(self, whole=self._left == 0)
+
+    def _finish(self) -> None:
+        self.answered = True
+        self._wake()
+        self._wire.answered(self, whole=self._left == 0)
 
     async def run(self, app: Application, running: set[asyncio.Task[None]]) -> None:
         """Have `app` give the answer; its task is in `running` meanwhile."""
         task = self.task
         assert task is not None  # noqa: S101 - it runs in it
         running.add(task)
-        self.scope["state"]["body"] = bytes(self._body) if self.whole else None
-        if not self._wire.may_write.is_set():
-            # Small answers to requests that were sent ahead must not pile up for a client that does not read.
-            await self._wire.may_write.wait()
         try:
+            if self._wire.full:
+                # Small answers to requests sent ahead must not pile up for a client that does not read.
+                await self._wire.drained()
             await app(self.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - the application answers for its own bugs; this one it did not
             log_bug("A request failed.", error)
         finally:
             running.discard(task)
-            if not self.answered:
-                self.cut()
+            self.cut()

@@ -5,22 +5,34 @@ from __future__ import annotations
 import http
 from typing import Literal, Protocol
 
-from grok_oauth_proxy.asgi import Scope, Send
+from grok_oauth_proxy.asgi import Receive, Scope
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
-from grok_oauth_proxy.proxy.replies import new_request_id, send_error
+from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
 from grok_oauth_proxy.proxy.websocket import Handshake
 
 
-class Switchable(Protocol):
-    """The client's connection: see `http1.connection.Connection`."""
+class Client(Protocol):
+    """Who asked, and takes the answer: see `http1.exchange.Exchange`."""
 
-    def cut_answer(self) -> None: ...
+    target: bytes
+    wants_websocket: bool
+    gone: bool
+
+    @property
+    def body(self) -> bytes | None: ...
+    @property
+    def full(self) -> bool: ...
+    def begin(self, status: int, headers: Headers) -> None: ...
+    def write(self, data: bytes) -> bool: ...
+    async def drained(self) -> None: ...
+    def end(self, data: bytes, trailers: Headers = ...) -> None: ...
+    def cut(self) -> None: ...
     def switch(self, headers: Headers) -> End: ...
 
 
@@ -35,17 +47,13 @@ class Exchange:
     _status = 499  # until a head is sent: the client closed the request (nginx's number for it)
     _bytes_out = 0
 
-    def __init__(self, scope: Scope, send: Send, body: RequestBody, clock: Clock) -> None:
+    def __init__(self, scope: Scope, receive: Receive, clock: Clock, *, replay_limit: int) -> None:
+        self.client: Client = scope["state"]["client"]
         self.method: str = scope["method"]
-        state = scope["state"]
         self.raw_path: bytes = scope["raw_path"]
-        self.target: bytes = state["target"]
         self.headers: Headers = scope["headers"]
         self.framing = body_framing(self.headers)
-        self.wants_websocket: bool = state["websocket"]
-        self.body = body
-        self._connection: Switchable = state["connection"]
-        self._send = send
+        self.body = RequestBody(receive, whole=self.client.body, limit=replay_limit)
         self._clock = clock
         self.began_at = clock.wall()
         self._began = clock.monotonic()
@@ -53,11 +61,11 @@ class Exchange:
     def __repr__(self) -> str:
         return f"Exchange({self.method}, status={self._status}, ending={self.ending})"
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         """Send the head, with a request id of ours if it has none. It goes out with what follows."""
         self._name(headers)
         self._head_goes_out(status)
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.client.begin(status, headers)
 
     def _name(self, headers: Headers) -> None:
         theirs = header(headers, b"x-request-id")
@@ -86,7 +94,7 @@ class Exchange:
         api = answer.switch()
         self._name(headers)
         self._head_goes_out(http.HTTPStatus.SWITCHING_PROTOCOLS)
-        client = self._connection.switch(headers)
+        client = self.client.switch(headers)
         self._tunnel = Tunnel(client, api, patience=answer.connection.patience)
         try:
             await self._tunnel.carry()
@@ -94,33 +102,44 @@ class Exchange:
             raise UpstreamFailure("timeout", sent=True) from None
         self.ending = "complete"
 
-    async def copy(self, chunk: bytes) -> None:
-        self._bytes_out += len(chunk)
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+    @property
+    def full(self) -> bool:
+        return self.client.full
 
-    async def end(self, chunk: bytes, trailers: Headers) -> None:
+    def write(self, data: bytes) -> bool:
+        """Part of the answer's body; False when the client takes no more for now."""
+        self._bytes_out += len(data)
+        return self.client.write(data)
+
+    async def drained(self) -> None:
+        await self.client.drained()
+
+    def end(self, data: bytes, trailers: Headers) -> None:
         self.ending = "complete"
-        self._bytes_out += len(chunk)
-        await self._send({"type": "http.response.body", "body": chunk, "trailers": trailers})
+        self._bytes_out += len(data)
+        self.client.end(data, trailers)
 
-    async def refuse(self, error: ProxyError) -> None:
+    def refuse(self, error: ProxyError) -> None:
         """Answer with an error of our own; nothing may have been sent before."""
         self.ending = "refused"
         self.request_id = new_request_id()
+        body = error_body(error)
         self._head_goes_out(error.status)
-        self._bytes_out = await send_error(self._send, error, self.request_id)
+        self.client.begin(error.status, error_headers(error, body, self.request_id))
+        self._bytes_out = len(body)
+        self.client.end(body)
 
     def cut_short(self) -> None:
         """End the connection so that the client sees that the answer is not whole."""
         self.ending = "truncated"
-        self._connection.cut_answer()
+        self.client.cut()
 
-    async def give_up(self, error: ProxyError) -> None:
+    def give_up(self, error: ProxyError) -> None:
         """Say why if nothing was sent yet, else break off."""
         if self._ttfb is not None:
             self.cut_short()
         else:
-            await self.refuse(error)
+            self.refuse(error)
 
     def finished(self) -> RequestFinished:
         return RequestFinished(

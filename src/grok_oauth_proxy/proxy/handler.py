@@ -20,7 +20,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.proxy import retry
-from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
+from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
 from grok_oauth_proxy.proxy.peek import Peeked, peek
@@ -55,22 +55,21 @@ class Proxy:
         self._clock = clock
         self._recovery = Recovery(tokens, observer, clock, replay_limit=replay_limit)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = RequestBody(receive, whole=scope["state"]["body"], limit=self._replay_limit)
-        exchange = Exchange(scope, send, body, self._clock)
+    async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
+        exchange = Exchange(scope, receive, self._clock, replay_limit=self._replay_limit)
         self._observer(RequestStarted())
         try:
             await self._answer(exchange)
         except ClientGone:
             exchange.ending = "client_gone"
         except ProxyError as error:
-            await exchange.refuse(error)
+            exchange.refuse(error)
         except UpstreamFailure as failure:
             # A body broke off, or a switch of protocols was none.
             self._observer(UpstreamFailed(failure.kind))
-            await exchange.give_up(unavailable(failure))
+            exchange.give_up(unavailable(failure))
         except asyncio.CancelledError:
-            if scope["state"].get("client_gone"):
+            if exchange.client.gone:
                 exchange.ending = "client_gone"
             else:
                 # The time for open answers is over.
@@ -78,14 +77,12 @@ class Proxy:
                 raise
         except Exception as error:  # noqa: BLE001 - a bug in one request must not look like an answer
             log_bug("A request failed.", error)
-            await exchange.give_up(
-                ProxyError("The proxy failed to handle this request.", code="internal_error")
-            )
+            exchange.give_up(ProxyError("The proxy failed to handle this request.", code="internal_error"))
         finally:
             self._observer(exchange.finished())
 
     async def _answer(self, exchange: Exchange) -> None:
-        if exchange.wants_websocket:
+        if exchange.client.wants_websocket:
             exchange.shake_hands()
         peeked = await self._obtain(exchange)
         answer = peeked.answer
@@ -94,18 +91,17 @@ class Proxy:
                 await exchange.converse(answer)
                 return
             exchange.body.abandon()
-            await exchange.start(answer.status, response_headers(answer.headers))
+            exchange.start(answer.status, response_headers(answer.headers))
             if peeked.prefix or not answer.ready:
-                await exchange.copy(peeked.prefix)
-            while (chunk := await answer.chunk()) is not None and not answer.complete:
-                await exchange.copy(chunk)
-            await exchange.end(chunk or b"", response_trailers(answer.trailers))
+                exchange.write(peeked.prefix)
+            rest = await answer.pour(exchange)
+            exchange.end(rest, response_trailers(answer.trailers))
         finally:
             await answer.aclose()
 
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
-        target = upstream_target(exchange.target, self._upstream.base_path)
+        target = upstream_target(exchange.client.target, self._upstream.base_path)
         token = await self._tokens.get(at_least=self._life_needed(exchange))
         outcome = await self._send(exchange, target, token)
         if isinstance(outcome, Peeked) and outcome.answer.status < 400:

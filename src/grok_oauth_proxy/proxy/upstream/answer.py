@@ -25,18 +25,33 @@ class Carrier(Protocol):
     def abort(self) -> None: ...
 
 
+class Sink(Protocol):
+    """Where a body goes."""
+
+    @property
+    def full(self) -> bool:
+        """It takes no more for now."""
+
+    def write(self, data: bytes) -> bool:
+        """Take `data`; False when it is full then."""
+
+    async def drained(self) -> None:
+        """Return when it takes more."""
+
+
 class Answer:
-    """A response whose head has arrived; `chunk` gives the rest. Closing it early drops the connection."""
+    """A response whose head has arrived; `pour` gives the rest. Closing it early drops the connection."""
 
     def __init__(self, connection: Carrier) -> None:
         self.status = 0
         self.headers: Headers = []
         self.trailers: Headers = []
-        """Known once `chunk` has given None."""
+        """Known at its end."""
         self.connection = connection
         """What it comes over."""
         self._chunks: deque[bytes] = deque()
         self._size = 0
+        self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
         self.over = False
@@ -73,6 +88,29 @@ class Answer:
         if not self.over:
             self.connection.resume_reading()
         return data
+
+    async def pour(self, sink: Sink) -> bytes:
+        """Give the body to `sink` as it comes, but for the last of it, which is returned.
+
+        Raises `UpstreamFailure` when it broke off, once `sink` has what came before.
+        """
+        while not self.over:
+            if sink.full:
+                await sink.drained()
+            elif self._chunks:
+                sink.write(self.take())
+                self.connection.resume_reading()
+            else:
+                self._sink = sink
+                try:
+                    await self._news()
+                finally:
+                    self._sink = None
+        rest = self.take()
+        if self._failure is not None:
+            sink.write(rest)
+            raise self._failure
+        return rest
 
     def take(self) -> bytes:
         """What has come and was not fetched yet."""
@@ -131,6 +169,11 @@ class Answer:
         self._size += len(data)
         self._wake()
         return self._size
+
+    def flow(self) -> None:
+        """Hand on what was fed, if somebody has it poured."""
+        if self._sink is not None and self._chunks and not self._sink.write(self.take()):
+            self._wake()
 
     def end(self) -> None:
         self.over = True

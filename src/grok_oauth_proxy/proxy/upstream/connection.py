@@ -14,6 +14,7 @@ from typing import Final
 
 import httptools
 
+from grok_oauth_proxy.proxy.flow import FlowControl
 from grok_oauth_proxy.proxy.goodbye import late_data, said_goodbye
 from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
 from grok_oauth_proxy.proxy.tunnel import End
@@ -35,7 +36,7 @@ def _framed(data: bytes, *, chunked: bool, last: bool = False) -> bytes:
     return (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if last else b"")
 
 
-class Connection(asyncio.Protocol):
+class Connection(FlowControl):
     """Made by `dial`. `on_idle` is called whenever it can take the next request, `on_lost` when it is gone.
 
     `patience`: seconds without a byte in either direction after which an exchange has failed.
@@ -60,8 +61,6 @@ class Connection(asyncio.Protocol):
         self._closed_cleanly = False
         self._overhead = 0
         self._untouched = True
-        self._may_write = asyncio.Event()
-        self._may_write.set()
         self._active_at = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._may_switch = False
@@ -121,8 +120,8 @@ class Connection(asyncio.Protocol):
         assert answer is not None  # noqa: S101 - it is the answer that calls
         self._transport = self._answer = None
         broken = UpstreamFailure("truncated", sent=True)
-        full = not self._may_write.is_set()
-        return End(transport, self, answer.take(), broken, full=full, ended=self._closed_cleanly)
+        early, ended = answer.take(), self._closed_cleanly
+        return End(transport, self, early, broken, full=self.full, ended=ended)
 
     def abort(self) -> None:
         """Drop the connection, and with it what it was doing."""
@@ -144,8 +143,8 @@ class Connection(asyncio.Protocol):
                 self._transport.write(unsent + _framed(data, chunked=chunked))
                 unsent = b""
                 self._active_at = self.loop.time()
-                if not self._may_write.is_set():
-                    await self._may_write.wait()
+                if self.full:
+                    await self.drained()
                 if self._transport.is_closing():
                     return
             if rest := unsent + _framed(b"", chunked=chunked, last=True):
@@ -154,12 +153,9 @@ class Connection(asyncio.Protocol):
             answer.fail(error)
             self.abort()
 
-    def pause_writing(self) -> None:
-        self._may_write.clear()
-
     def resume_writing(self) -> None:
         self._active_at = self.loop.time()
-        self._may_write.set()
+        super().resume_writing()
 
     # Receiving.
 
@@ -192,6 +188,8 @@ class Connection(asyncio.Protocol):
             self._fail_invalid()
         if answer.over:
             self._settle()
+        else:
+            answer.flow()
 
     def pause_reading(self) -> None:
         if not self._reading_paused and self._transport is not None:
@@ -208,7 +206,7 @@ class Connection(asyncio.Protocol):
         self._closed_cleanly = self._transport is not None and said_goodbye(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._may_write.set()
+        super().connection_lost(exc)
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._on_lost(self)
@@ -309,7 +307,7 @@ class Connection(asyncio.Protocol):
         if self._answer is None:
             return
         now = self.loop.time()
-        if self._reading_paused or (self._answer.uploading and self._may_write.is_set()):
+        if self._reading_paused or (self._answer.uploading and not self.full):
             self._active_at = now
         left = self._active_at + self.patience - now
         if left <= 0:
