@@ -167,7 +167,8 @@ class Answer:
         """Take bytes of the body; how many wait to be fetched."""
         self._chunks.append(data)
         self._size += len(data)
-        self._wake()
+        if self._sink is None:
+            self._wake()
         return self._size
 
     def flow(self) -> None:
