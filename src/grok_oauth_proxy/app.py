@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.messages import BLOCKED, READ_ONLY
 from grok_oauth_proxy.credentials.oauth import AuthorizationServer
 from grok_oauth_proxy.credentials.state import StateFile
-from grok_oauth_proxy.egress import ResumingContext, egress_proxy, tls_context
+from grok_oauth_proxy.egress import egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
 from grok_oauth_proxy.events import Event, Observer, StoreTrouble
 from grok_oauth_proxy.observe.log import log_event
@@ -147,13 +148,13 @@ def _application(
     return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
 
 
-def _control_plane(settings: Settings, tls: ResumingContext) -> httpx.AsyncClient:
+def _control_plane(settings: Settings, tls: ssl.SSLContext) -> httpx.AsyncClient:
     proxy = egress_proxy(settings.xai_oauth_issuer)
     transport = AsyncProxyTransport.from_url(proxy, verify=tls, rdns=True) if proxy else None
     return httpx.AsyncClient(trust_env=False, transport=transport, verify=tls)
 
 
-def _upstream(settings: Settings, tls: ResumingContext, clock: Clock) -> Upstream:
+def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream:
     return Upstream(
         settings.xai_base_url,
         proxy=egress_proxy(settings.xai_base_url),

@@ -48,35 +48,12 @@ def _normal(proxy: str) -> str:
     return f"{scheme}://{login}{host}:{port}"
 
 
-class ResumingContext(ssl.SSLContext):
-    """Each handshake with a server offers to resume the last session that is remembered (RFC 8446 §2.2)."""
-
-    _remembered: tuple[str, ssl.SSLSession] | None = None
-
-    def remember(self, host: str, session: ssl.SSLSession | None) -> None:
-        if session is not None:
-            self._remembered = host, session
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """What asyncio and uvloop begin a handshake with; neither passes a session."""
-        if session is None and self._remembered is not None and self._remembered[0] == server_hostname:
-            session = self._remembered[1]
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
-
-
-def tls_context() -> ResumingContext:
+def tls_context() -> ssl.SSLContext:
     """Verifies against the system's certificates, or SSL_CERT_FILE and SSL_CERT_DIR, which OpenSSL reads.
 
     Where Python came without any (python.org on macOS), certifi's are used.
     """
-    context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if sys.version_info >= (3, 13):  # as create_default_context() has it
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     context.load_default_certs()

@@ -10,8 +10,6 @@ import asyncio
 import select
 from typing import Final
 
-from grok_oauth_proxy.proxy.goodbye import late_data, said_goodbye
-
 _LOOK: Final = 0.25
 """Seconds between two looks at a side that is not read."""
 
@@ -99,13 +97,10 @@ class End(asyncio.Protocol):
         self._other.regulate()
 
     def eof_received(self) -> None:
-        self._ended = said_goodbye(self._transport)
-        if self._ended:
-            self._tunnel.end()
+        self._ended = True
+        self._tunnel.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for data in late_data(self._transport):
-            self.data_received(data)
         self._tunnel.end(None if self._ended and exc is None else self._broken)
         self._before.connection_lost(exc)
 

@@ -15,7 +15,6 @@ from typing import Final
 import httptools
 
 from grok_oauth_proxy.proxy.flow import FlowControl
-from grok_oauth_proxy.proxy.goodbye import late_data, said_goodbye
 from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
 from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.upstream.answer import SWITCHING, Answer
@@ -203,14 +202,13 @@ class Connection(FlowControl):
             self._transport.resume_reading()
 
     def eof_received(self) -> None:
-        self._closed_cleanly = self._transport is not None and said_goodbye(self._transport)
+        self._closed_cleanly = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._on_lost(self)
-        self._read_late()
         if self._answer is not None:
             if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
                 self._answer.end()
@@ -218,11 +216,6 @@ class Connection(FlowControl):
                 kind = "truncated" if self._answer.status else "broken_off"
                 self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))
             self._settle()
-
-    def _read_late(self) -> None:
-        late = late_data(self._transport) if self._transport else iter(())
-        while self._answer and not self._answer.over and (data := next(late, b"")):
-            self.data_received(data)
 
     # What the parser calls.
 

@@ -15,6 +15,7 @@ from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
 from python_socks.async_.asyncio import Proxy
 
 from grok_oauth_proxy.proxy.upstream.message import UpstreamFailure
+from grok_oauth_proxy.proxy.upstream.tls import Tls
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -33,6 +34,7 @@ class Dialer:
         self._host = parts.hostname or ""
         self._port = parts.port or _default_port(parts)
         self._tls = tls if parts.scheme == "https" else None
+        self._session: ssl.SSLSession | None = None
         self._proxy = proxy
         self._timeout = timeout
 
@@ -47,15 +49,27 @@ class Dialer:
         except (OSError, ssl.SSLError, ProxyError, ProxyConnectionError):
             raise UpstreamFailure("unreachable", sent=False) from None
 
+    def resume(self, session: ssl.SSLSession | None) -> None:
+        """Further handshakes offer to go on with this session (RFC 8446 §2.2), if there is one."""
+        self._session = session or self._session
+
     async def _establish(self, sock: socket.socket, protocol: Callable[[], P]) -> P:
+        connected = protocol()
+        tls = Tls(self._tls, self._host, self._session, connected) if self._tls else None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _, connected = await asyncio.get_running_loop().create_connection(
-                protocol, sock=sock, ssl=self._tls, server_hostname=self._host if self._tls else None
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: tls or connected, sock=sock
             )
         except BaseException:
             with suppress(OSError):
                 sock.close()
+            raise
+        try:
+            if tls is not None:
+                await tls.established
+        except BaseException:
+            transport.abort()
             raise
         return connected
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Final
 from urllib.parse import urlsplit
 
 from grok_oauth_proxy.clock import Clock
-from grok_oauth_proxy.egress import ResumingContext
 from grok_oauth_proxy.proxy.upstream.answer import Answer
 from grok_oauth_proxy.proxy.upstream.connection import Connection
 from grok_oauth_proxy.proxy.upstream.dial import Dialer
@@ -31,7 +31,7 @@ class Upstream:
         base_url: str,
         *,
         proxy: str | None,
-        tls: ResumingContext,
+        tls: ssl.SSLContext,
         connect_timeout: float,
         read_timeout: float,
         clock: Clock,
@@ -39,9 +39,7 @@ class Upstream:
         parts = urlsplit(base_url)
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
-        self._hostname = parts.hostname or ""
         self._dialer = Dialer(base_url, proxy=proxy, tls=tls, timeout=connect_timeout)
-        self._tls = tls
         self._read_timeout = read_timeout
         self._clock = clock
         self._idle: list[Connection] = []
@@ -109,7 +107,7 @@ class Upstream:
             connection.close()
             return
         if connection.served == 1:
-            self._tls.remember(self._hostname, connection.tls_session)
+            self._dialer.resume(connection.tls_session)
         connection.idle_since = self._clock.wall()
         self._idle.append(connection)
         if self._sweeper is None:
@@ -124,7 +122,7 @@ class Upstream:
         """Close what has been idle for so long that the API may be about to."""
         for connection in [connection for connection in self._idle if not self._is_fresh(connection)]:
             self._idle.remove(connection)
-            self._tls.remember(self._hostname, connection.tls_session)
+            self._dialer.resume(connection.tls_session)
             connection.close()
         again = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep) if self._idle else None
         self._sweeper = again

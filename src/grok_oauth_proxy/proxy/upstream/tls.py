@@ -1,0 +1,163 @@
+"""TLS to the API, between a connection's protocol and its socket.
+
+asyncio and uvloop bring their own, but keep 256 KB for each connection, and do not tell an end in order from
+a cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from typing import Any, Final, cast
+
+_LARGEST_RECORD: Final = 16 * 1024
+"""Bytes that one read can give (RFC 8446 §5.1)."""
+
+
+class Tls(asyncio.Protocol, asyncio.Transport):
+    """The protocol of a socket, and the transport of `protocol`, which is told nothing before `established`.
+
+    Law: `eof_received` is called when the server said goodbye (close_notify, RFC 8446 §6.1), and only then;
+    what came before any end is told before it.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, host: str, session: ssl.SSLSession | None, protocol: asyncio.Protocol
+    ) -> None:
+        super().__init__()
+        self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises `ssl.SSLError` or `OSError` when the handshake failed."""
+        self.established.add_done_callback(_hear)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host, session=session)
+        self._protocol: asyncio.BaseProtocol = protocol
+        self._ended = False
+
+    # What the socket's transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._socket = cast(asyncio.Transport, transport)
+        self._shake_hands()
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        if not self.established.done():
+            self._shake_hands()
+        elif not self._ended:
+            self._read()
+
+    def eof_received(self) -> None:
+        """A cut: `connection_lost` follows, and tells it by what was not told before."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._is_established:
+            cast(asyncio.Protocol, self._protocol).connection_lost(exc)
+        elif not self.established.done():
+            self.established.set_exception(exc or ConnectionResetError())
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    # What the protocol calls.
+
+    def write(self, data: Any) -> None:
+        """Encrypt and send `data`; nothing once the connection is closing."""
+        if not data or self.is_closing():
+            return
+        try:
+            sent = self._tls.write(data)
+            while sent < len(data):  # a record at a time
+                sent += self._tls.write(memoryview(data)[sent:])
+        except ssl.SSLError:
+            self.abort()
+        else:
+            self._socket.write(self._outgoing.read())
+
+    def close(self) -> None:
+        """Say goodbye, and close when all is sent; what still comes is not waited for."""
+        if not self.is_closing():
+            with suppress(ssl.SSLError):  # the server has not said goodbye itself
+                self._tls.unwrap()
+            self._flush()
+        self._socket.close()
+
+    def abort(self) -> None:
+        self._socket.abort()
+
+    def is_closing(self) -> bool:
+        return self._socket.is_closing()
+
+    def pause_reading(self) -> None:
+        self._socket.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._socket.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._tls if name == "ssl_object" else self._socket.get_extra_info(name, default)
+
+    # Between the two.
+
+    @property
+    def _is_established(self) -> bool:
+        done = self.established.done() and not self.established.cancelled()
+        return done and self.established.exception() is None
+
+    def _shake_hands(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+        except ssl.SSLError as error:
+            self._flush()  # why, for the server
+            self.established.set_exception(error)
+            self._socket.close()
+        else:
+            self._flush()
+            self.established.set_result(None)
+            self._protocol.connection_made(self)
+            self._read()
+
+    def _read(self) -> None:
+        """Tell what has come in whole records, in one piece."""
+        tls, incoming = self._tls, self._incoming
+        pieces = []
+        failed = False
+        try:
+            while size := tls.pending() or incoming.pending:
+                piece = tls.read(min(size, _LARGEST_RECORD))
+                if not piece:
+                    self._ended = True
+                    break
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            pass  # the rest of a record is still to come
+        except ssl.SSLError:
+            failed = True
+        if self._outgoing.pending:
+            self._flush()  # keys are renewed, or why it failed
+        protocol = cast(asyncio.Protocol, self._protocol)
+        if pieces:
+            protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if failed:
+            self.abort()
+        elif self._ended:
+            protocol.eof_received()
+            self.close()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._socket.write(self._outgoing.read())
+
+
+def _hear(established: asyncio.Future[None]) -> None:
+    """Whoever waited for it may have left; asyncio would complain that nobody heard of a failure."""
+    if not established.cancelled():
+        established.exception()
