@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote
@@ -61,7 +60,7 @@ class Connection(FlowControl):
         self._addresses: tuple[Any, Any] = (None, None)
         self._exchange: Exchange | None = None
         self._incoming: Exchange | None = None
-        self._ahead: deque[Exchange] = deque()
+        self._ahead: list[Exchange] = []
         self._deaf = self._paused = self._repeating = False
         self._switching = False
         self._body_after_upgrade = b""
@@ -93,6 +92,10 @@ class Connection(FlowControl):
         for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
                 exchange.leave()
+        # They all know this connection, and circles would wait for the garbage collector.
+        self._transport = self._exchange = self._incoming = None
+        self._ahead.clear()
+        del self._parser
 
     def shutdown(self) -> None:
         """The server ends: after the answer that is being given, or at once."""
@@ -311,7 +314,7 @@ class Connection(FlowControl):
             self._exchange = None
             self._linger(wait=self._deaf or self._paused or not exchange.whole)
         elif self._ahead:
-            self._start(self._ahead.popleft())
+            self._start(self._ahead.pop(0))
             self.resume_reading()
         else:
             self._exchange = None

@@ -257,3 +257,4 @@ class Exchange:
         finally:
             running.discard(task)
             self.cut()
+            self.scope.clear()  # it leads back here

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine
 from typing import Final, Protocol
 
@@ -49,7 +48,7 @@ class Answer:
         """Known at its end."""
         self.connection = connection
         """What it comes over."""
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._size = 0
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -114,7 +113,7 @@ class Answer:
 
     def take(self) -> bytes:
         """What has come and was not fetched yet."""
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._size = 0
         return data

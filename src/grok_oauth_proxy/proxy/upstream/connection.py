@@ -19,6 +19,7 @@ from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
 from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.upstream.answer import SWITCHING, Answer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
+from grok_oauth_proxy.proxy.upstream.tls import Tls
 
 _MAX_OVERHEAD: Final = 64 * 1024
 """Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""
@@ -78,9 +79,8 @@ class Connection(FlowControl):
 
     @property
     def tls_session(self) -> ssl.SSLSession | None:
-        """What another handshake can resume; the server gives it along with its first bytes."""
-        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
-        return tls.session if tls else None
+        """What another handshake can resume, if this is TLS."""
+        return self._transport.session if isinstance(self._transport, Tls) else None
 
     async def request(self, request: Request, head: bytes) -> Answer:
         """Send it, `head` first, and wait for the head of the answer; raises as `Upstream.send` does.
@@ -135,19 +135,20 @@ class Connection(FlowControl):
     # Sending.
 
     async def _send(self, answer: Answer, head: bytes, body: AsyncIterator[bytes], *, chunked: bool) -> None:
-        assert self._transport is not None  # noqa: S101 - for the type checker
+        transport = self._transport
+        assert transport is not None  # noqa: S101 - for the type checker
         unsent = head
         try:
             async for data in body:
-                self._transport.write(unsent + _framed(data, chunked=chunked))
+                transport.write(unsent + _framed(data, chunked=chunked))
                 unsent = b""
                 self._active_at = self.loop.time()
                 if self.full:
                     await self.drained()
-                if self._transport.is_closing():
+                if transport.is_closing():
                     return
             if rest := unsent + _framed(b"", chunked=chunked, last=True):
-                self._transport.write(rest)
+                transport.write(rest)
         except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits for the answer is told
             answer.fail(error)
             self.abort()
@@ -216,6 +217,9 @@ class Connection(FlowControl):
                 kind = "truncated" if self._answer.status else "broken_off"
                 self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))
             self._settle()
+        # Both know this connection, and circles would wait for the garbage collector.
+        self._transport = None
+        del self._parser
 
     # What the parser calls.
 

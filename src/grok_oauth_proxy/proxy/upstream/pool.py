@@ -54,7 +54,11 @@ class Upstream:
         """Send it and wait for the head of the answer; raises `UpstreamFailure`, or what its body raises."""
         head = request.head()
         connection = self._take_idle() or await self._dial()
-        return await connection.request(request, head)
+        is_first = connection.served == 0
+        answer = await connection.request(request, head)
+        if is_first:
+            self._dialer.resume(connection.tls_session)
+        return answer
 
     async def warm(self, count: int) -> bool:
         """Dial until `count` connections wait for a request; False if that can't be had now."""
@@ -106,8 +110,6 @@ class Upstream:
         if self._closed or len(self._idle) >= _MAX_IDLE:
             connection.close()
             return
-        if connection.served == 1:
-            self._dialer.resume(connection.tls_session)
         connection.idle_since = self._clock.wall()
         self._idle.append(connection)
         if self._sweeper is None:
