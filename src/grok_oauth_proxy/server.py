@@ -29,6 +29,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                interface="asgi3",
                 http=partial(Connection, observer),  # type: ignore[arg-type]  # called like a class
                 ws="none",
                 lifespan="off",

@@ -107,7 +107,7 @@ class Stage:
         )
         door = FrontDoor(api_key=None, allowed_hosts=("a",), allowed_origins=(), bound_host="127.0.0.1")
         app = Gateway(door, api, nothing_here, observer=lambda _event: None, clock=Clock())
-        config = uvicorn.Config(app, lifespan="off", proxy_headers=False, log_config=None)
+        config = uvicorn.Config(app, interface="asgi3", lifespan="off", proxy_headers=False, log_config=None)
         config.load()
         make = partial(Connection, lambda _event: None, config, uvicorn.server.ServerState(), {})
         self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)

@@ -197,7 +197,7 @@ def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
         "state": {"client": SimpleNamespace(target=b"/v1/a%20b?key=canary", body=b"")},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
-    exchange = Exchange(scope, never, Clock(), replay_limit=0)
+    exchange = Exchange(scope, never, never, Clock(), replay_limit=0)
     configure_logging("debug")
     log_event(exchange.finished())
     written = capsys.readouterr().err

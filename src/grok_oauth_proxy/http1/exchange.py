@@ -47,7 +47,7 @@ class Exchange:
     """One request and its answer.
 
     Any application can `receive` and `send` as ASGI has it. The proxy, which finds it in `scope["state"]` as
-    `client`, begins, writes and ends the answer itself.
+    `client`, writes and ends the body itself, without a message for each piece.
     """
 
     answered = False
@@ -145,7 +145,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """As ASGI has it."""
         if message["type"] == "http.response.start":
-            self.begin(message["status"], message["headers"])
+            self._begin(message["status"], message["headers"])
             return
         body = message.get("body", b"")
         if not message.get("more_body", False):
@@ -153,7 +153,7 @@ class Exchange:
         elif not self.write(body):
             await self.drained()
 
-    def begin(self, status: int, headers: Headers) -> None:
+    def _begin(self, status: int, headers: Headers) -> None:
         """The head of the answer; it goes out with what follows."""
         if self.gone or self.answered:
             return

@@ -116,14 +116,19 @@ def _log_news(event: Event) -> None:
 def _log_request(event: RequestFinished) -> None:
     if logger.isEnabledFor(logging.INFO):
         method, path, status, duration, _, count_in, count_out, request_id, ending = event
-        line = f"{method} {_shown(path)} {status} {duration * 1000:.0f}ms in={count_in} out={count_out} "
-        _lines.write_soon(line + _shown(request_id) + ("" if ending == "complete" else f" {ending}"))
+        if not _is_plain(path + request_id):
+            path, request_id = _shown(path), _shown(request_id)
+        line = f"{method} {path} {status} {duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
+        _lines.write_soon(line if ending == "complete" else f"{line} {ending}")
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= _LONGEST and text.isascii() and text.isprintable() and "\\" not in text
 
 
 def _shown(text: str) -> str:
     """What somebody else chose, cut to a line's length and safe to write to a terminal."""
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST]
-    if text.isascii() and text.isprintable() and "\\" not in text:
+    text = text[:_LONGEST]
+    if _is_plain(text):
         return text
     return text.encode("unicode_escape").decode("ascii")

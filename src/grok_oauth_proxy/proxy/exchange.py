@@ -5,20 +5,23 @@ from __future__ import annotations
 import http
 from typing import Literal, Protocol
 
-from grok_oauth_proxy.asgi import Receive, Scope
+from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
-from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
+from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
 from grok_oauth_proxy.proxy.websocket import Handshake
 
 
 class Client(Protocol):
-    """Who asked, and takes the answer: see `http1.exchange.Exchange`."""
+    """Who asked, and takes the body of the answer: see `http1.exchange.Exchange`.
+
+    The head, to which others may add, goes the way that ASGI has for it.
+    """
 
     target: bytes
     wants_websocket: bool
@@ -28,7 +31,6 @@ class Client(Protocol):
     def body(self) -> bytes | None: ...
     @property
     def full(self) -> bool: ...
-    def begin(self, status: int, headers: Headers) -> None: ...
     def write(self, data: bytes) -> bool: ...
     async def drained(self) -> None: ...
     def end(self, data: bytes, trailers: Headers = ...) -> None: ...
@@ -47,8 +49,11 @@ class Exchange:
     _status = 499  # until a head is sent: the client closed the request (nginx's number for it)
     _bytes_out = 0
 
-    def __init__(self, scope: Scope, receive: Receive, clock: Clock, *, replay_limit: int) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, clock: Clock, *, replay_limit: int
+    ) -> None:
         self.client: Client = scope["state"]["client"]
+        self._send = send
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         self.headers: Headers = scope["headers"]
@@ -61,11 +66,11 @@ class Exchange:
     def __repr__(self) -> str:
         return f"Exchange({self.method}, status={self._status}, ending={self.ending})"
 
-    def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers) -> None:
         """Send the head, with a request id of ours if it has none. It goes out with what follows."""
         self._name(headers)
         self._head_goes_out(status)
-        self.client.begin(status, headers)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _name(self, headers: Headers) -> None:
         theirs = header(headers, b"x-request-id")
@@ -119,27 +124,24 @@ class Exchange:
         self._bytes_out += len(data)
         self.client.end(data, trailers)
 
-    def refuse(self, error: ProxyError) -> None:
+    async def refuse(self, error: ProxyError) -> None:
         """Answer with an error of our own; nothing may have been sent before."""
         self.ending = "refused"
         self.request_id = new_request_id()
-        body = error_body(error)
         self._head_goes_out(error.status)
-        self.client.begin(error.status, error_headers(error, body, self.request_id))
-        self._bytes_out = len(body)
-        self.client.end(body)
+        self._bytes_out = await send_error(self._send, error, self.request_id)
 
     def cut_short(self) -> None:
         """End the connection so that the client sees that the answer is not whole."""
         self.ending = "truncated"
         self.client.cut()
 
-    def give_up(self, error: ProxyError) -> None:
+    async def give_up(self, error: ProxyError) -> None:
         """Say why if nothing was sent yet, else break off."""
         if self._ttfb is not None:
             self.cut_short()
         else:
-            self.refuse(error)
+            await self.refuse(error)
 
     def finished(self) -> RequestFinished:
         return RequestFinished(

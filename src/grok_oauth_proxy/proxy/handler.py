@@ -55,19 +55,19 @@ class Proxy:
         self._clock = clock
         self._recovery = Recovery(tokens, observer, clock, replay_limit=replay_limit)
 
-    async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
-        exchange = Exchange(scope, receive, self._clock, replay_limit=self._replay_limit)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, self._clock, replay_limit=self._replay_limit)
         self._observer(RequestStarted())
         try:
             await self._answer(exchange)
         except ClientGone:
             exchange.ending = "client_gone"
         except ProxyError as error:
-            exchange.refuse(error)
+            await exchange.refuse(error)
         except UpstreamFailure as failure:
             # A body broke off, or a switch of protocols was none.
             self._observer(UpstreamFailed(failure.kind))
-            exchange.give_up(unavailable(failure))
+            await exchange.give_up(unavailable(failure))
         except asyncio.CancelledError:
             if exchange.client.gone:
                 exchange.ending = "client_gone"
@@ -77,7 +77,9 @@ class Proxy:
                 raise
         except Exception as error:  # noqa: BLE001 - a bug in one request must not look like an answer
             log_bug("A request failed.", error)
-            exchange.give_up(ProxyError("The proxy failed to handle this request.", code="internal_error"))
+            await exchange.give_up(
+                ProxyError("The proxy failed to handle this request.", code="internal_error")
+            )
         finally:
             self._observer(exchange.finished())
 
@@ -91,7 +93,7 @@ class Proxy:
                 await exchange.converse(answer)
                 return
             exchange.body.abandon()
-            exchange.start(answer.status, response_headers(answer.headers))
+            await exchange.start(answer.status, response_headers(answer.headers))
             if peeked.prefix or not answer.ready:
                 exchange.write(peeked.prefix)
             rest = await answer.pour(exchange)

@@ -43,6 +43,7 @@ _FORWARDING: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 _REFRAMED: Final = frozenset({b"host", b"content-length", b"expect"})
 _NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _OFFERED | _FORWARDING | _REFRAMED
 _CODINGS: Final = frozenset({b"accept-encoding"})
+_NONE: Final[frozenset[bytes]] = frozenset()
 # alt-svc would send clients to an h3 port that is not ours; cookies belong to nobody here.
 _NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
 # They would come too late for what they say (RFC 9110 §6.5.1).
@@ -57,9 +58,7 @@ def request_headers(
     `bearer` is None for a WebSocket that brings its own credential. `plain`: ask for an answer without
     content coding, whatever the client accepts.
     """
-    dropped = _NOT_SENT
-    if options := connection_options(client):
-        dropped |= options
+    dropped = _with(_NOT_SENT, connection_options(client))
     if plain:
         dropped |= _CODINGS
     return [
@@ -73,8 +72,7 @@ def request_headers(
 
 def response_headers(upstream: Headers) -> Headers:
     """The API's headers as the client gets them."""
-    options = connection_options(upstream)
-    dropped = _NOT_RETURNED | options if options else _NOT_RETURNED
+    dropped = _with(_NOT_RETURNED, connection_options(upstream))
     return [item for item in upstream if item[0] not in dropped]
 
 
@@ -99,17 +97,18 @@ def is_chunked(headers: Headers) -> bool:
 
 def connection_options(headers: Headers) -> frozenset[bytes]:
     """The header names that `Connection` declares to be for this hop only."""
-    first = first_values(headers)
-    if b"connection" not in first:
-        return frozenset()
-    if len(first) == len(headers):
-        return _options(first[b"connection"])
-    return _options(b",".join([value for name, value in headers if name == b"connection"]))
+    values = [value for name, value in headers if name == b"connection"]
+    return _options(b",".join(values)) if values else _NONE
 
 
 @lru_cache(maxsize=64)
 def _options(value: bytes) -> frozenset[bytes]:
     return frozenset(option.strip().lower() for option in value.split(b","))
+
+
+@lru_cache(maxsize=64)
+def _with(names: frozenset[bytes], more: frozenset[bytes]) -> frozenset[bytes]:
+    return names | more
 
 
 def subprotocols(value: bytes) -> list[bytes]:
@@ -124,4 +123,7 @@ def first_values(headers: Headers) -> dict[bytes, bytes]:
 
 def header(headers: Headers, wanted: bytes) -> bytes | None:
     """The first value of a header, or None."""
-    return first_values(headers).get(wanted)
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Literal
 
 from grok_oauth_proxy.asgi import Application, Message, Receive, Scope, Send
@@ -27,14 +28,14 @@ class Gateway:
         self._observer = observer
         self._clock = clock
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         try:
             self._door.admit(scope)
         except ProxyError as error:
             app = told(_refusal(error), self._observer, self._clock, ending="refused")
         else:
             app = self._api if is_api_path(scope["raw_path"]) else self._pages
-        await app(scope, receive, send)
+        return app(scope, receive, send)
 
 
 def told(

@@ -141,12 +141,10 @@ class Answer:
                 raise self._failure
             await self._news()
 
-    async def _news(self) -> None:
+    def _news(self) -> asyncio.Future[None]:
+        """To be waited for: something has come, and all of what came with it has been taken in."""
         self._waiter = self.connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     # What the connection calls.
 
@@ -160,31 +158,25 @@ class Answer:
 
     def begin(self, status: int, headers: Headers) -> None:
         self.status, self.headers = status, headers
-        self._wake()
 
     def feed(self, data: bytes) -> int:
         """Take bytes of the body; how many wait to be fetched."""
         self._chunks.append(data)
         self._size += len(data)
-        if self._sink is None:
-            self._wake()
         return self._size
-
-    def flow(self) -> None:
-        """Hand on what was fed, if somebody has it poured."""
-        if self._sink is not None and self._chunks and not self._sink.write(self.take()):
-            self._wake()
 
     def end(self) -> None:
         self.over = True
-        self._wake()
 
     def fail(self, failure: BaseException) -> None:
         if not self.over:
             self._failure = failure
             self.over = True
-            self._wake()
+            self.tell()
 
-    def _wake(self) -> None:
+    def tell(self) -> None:
+        """What was taken in goes to where it is poured; else whoever waits for news is woken."""
+        if self._sink is not None and not self.over and (not self._chunks or self._sink.write(self.take())):
+            return
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

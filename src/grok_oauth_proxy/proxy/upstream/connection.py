@@ -85,10 +85,9 @@ class Connection(FlowControl):
     async def request(self, request: Request, head: bytes) -> Answer:
         """Send it, `head` first, and wait for the head of the answer; raises as `Upstream.send` does.
 
-        The answer may come, and end, while the body is still being sent.
+        The connection must be usable. The answer may come, and end, while the body is still being sent.
         """
-        if self._transport is None or not self.usable:
-            raise UpstreamFailure("broken_off", sent=False, stale=True)
+        assert self._transport is not None  # noqa: S101 - for the type checker; it is usable
         answer = self._answer = Answer(self)
         if self._method == "HEAD":
             # The parser still waits for the body of the last answer.
@@ -171,6 +170,7 @@ class Connection(FlowControl):
             return
         if answer.switched:
             self._queue(answer, data)
+            answer.tell()
             return
         self._overhead += len(data)
         try:
@@ -186,10 +186,9 @@ class Connection(FlowControl):
             self._fail_invalid()
         if self._overhead > _MAX_OVERHEAD:
             self._fail_invalid()
+        answer.tell()
         if answer.over:
             self._settle()
-        else:
-            answer.flow()
 
     def pause_reading(self) -> None:
         if not self._reading_paused and self._transport is not None:
@@ -213,6 +212,7 @@ class Connection(FlowControl):
         if self._answer is not None:
             if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
                 self._answer.end()
+                self._answer.tell()
             else:
                 kind = "truncated" if self._answer.status else "broken_off"
                 self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))

@@ -67,8 +67,6 @@ class Upstream:
                 connection = await self._dial()
             except UpstreamFailure:
                 return False
-            if not connection.usable:
-                return False
             self._put_back(connection)
         return True
 
@@ -81,8 +79,9 @@ class Upstream:
 
     async def _dial(self) -> Connection:
         connection = await self._dialer.dial(self._new_connection)
-        if connection.usable:
-            self._open.add(connection)
+        if not connection.usable:
+            raise UpstreamFailure("broken_off", sent=False, stale=True)
+        self._open.add(connection)
         return connection
 
     def _new_connection(self) -> Connection:
