@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from scripts.benchmark.stage import QUESTION, Target, tool
 
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -65,6 +67,11 @@ def one_shot(url: str, authority: Path) -> float:
     return (
         float(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout) * 1000
     )
+
+
+def wait_until_healthy(url: str) -> None:
+    while httpx.get(f"{url}/health", trust_env=False).status_code != httpx.codes.OK:
+        time.sleep(0.005)
 
 
 def seconds_of(command: list[str]) -> float:

@@ -193,10 +193,16 @@ class Stage:
         return self.start("caddy", command, f"http://127.0.0.1:{port}", HOME=home, XDG_DATA_HOME=home)
 
     def obvious(self, upstream: str) -> Target:
+        return self._script("obvious", "bench_reference.py", upstream)
+
+    def probe(self, upstream: str) -> Target:
+        return self._script("a bare probe", "bench_probe.py", upstream)
+
+    def _script(self, name: str, script: str, upstream: str) -> Target:
         port = free_port()
-        script = Path(__file__).parent.parent / "bench_reference.py"
+        path = Path(__file__).parent.parent / script
         env = {**self.trust, "UPSTREAM": upstream, "PORT": str(port)}
-        return self.start("obvious", [sys.executable, str(script)], f"http://127.0.0.1:{port}", **env)
+        return self.start(name, [sys.executable, str(path)], f"http://127.0.0.1:{port}", **env)
 
     def issuer(self) -> str:
         """The simulated xAI, of which only the authorization server is used; tokens live an hour."""

@@ -4,144 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
-import socket
-import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import pytest
-import trustme
 
-from grok_oauth_proxy.clock import Clock
-from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.proxy.body import ClientGone
-from grok_oauth_proxy.proxy.tunnel import End, Tunnel
-from grok_oauth_proxy.proxy.upstream import Answer, Request, Upstream, UpstreamFailure
+from grok_oauth_proxy.proxy.upstream import Request, UpstreamFailure
+from tests.proxy.api import (
+    OK,
+    ROUNDS,
+    SWITCHING,
+    WHOLE,
+    Api,
+    each,
+    get,
+    outcome,
+    post,
+    rounds,
+    says,
+    whole,
+)
 
 pytestmark = pytest.mark.anyio
-
-Script = Callable[[StreamReader, StreamWriter], Awaitable[None]]
-OK = b"HTTP/1.1 200 OK\r\n"
-WHOLE = OK + b"Content-Length: 2\r\n\r\nhi"
-
-
-class Api:
-    """Serves one script a connection, and counts the connections."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.url = ""
-        self.tls = tls_context()
-        self.wall = 1000.0
-
-    @asynccontextmanager
-    async def serving(self, script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-        running: set[asyncio.Task[None]] = set()
-
-        async def connected(reader: StreamReader, writer: StreamWriter) -> None:
-            self.connections += 1
-            task = asyncio.current_task()
-            assert task is not None
-            running.add(task)
-            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await script(reader, writer)
-            writer.close()
-            running.discard(task)
-
-        server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-        port = server.sockets[0].getsockname()[1]
-        self.url = f"http{'s' if tls else ''}://localhost:{port}/v1"
-        async with server:
-            yield
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running)
-
-    def upstream(self, *, read_timeout: float = 5.0, proxy: str | None = None) -> Upstream:
-        return Upstream(
-            self.url,
-            proxy=proxy,
-            tls=self.tls,
-            connect_timeout=5,
-            read_timeout=read_timeout,
-            clock=Clock(wall=lambda: self.wall),
-        )
-
-
-@pytest.fixture
-def api() -> Api:
-    return Api()
-
-
-def says(*pieces: bytes, then_hold: bool = False) -> Script:
-    """Reads one head, then writes the pieces, and closes or holds the connection."""
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        if then_hold:
-            await reader.read()
-
-    return script
-
-
-def each(answer: bytes) -> Script:
-    """Gives the same answer to each request on a connection."""
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        while True:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer)
-
-    return script
-
-
-def get(method: str = "GET") -> Request:
-    return Request(method, b"/v1/models", [(b"host", b"x")], None)
-
-
-def post(body: AsyncIterator[bytes], *framing: tuple[bytes, bytes]) -> Request:
-    return Request("POST", b"/v1/files", [(b"host", b"x"), *framing], body)
-
-
-async def whole(answer: Answer) -> bytes:
-    body = b""
-    while (chunk := await answer.chunk()) is not None:
-        body += chunk
-    return body
-
-
-ROUNDS = 1000
-
-
-async def rounds(number: int) -> None:
-    """Wait until as many requests elsewhere were answered: whatever is not held back goes on meanwhile."""
-    other = Api()
-    async with other.serving(each(WHOLE)):
-        upstream = other.upstream()
-        for _ in range(number):
-            await whole(await upstream.send(get()))
-        await upstream.aclose()
-
-
-async def outcome(api: Api, request: Request) -> tuple[int, bytes] | str:
-    """Status and body, or the kind of the failure; `truncated after` what had come."""
-    upstream = api.upstream()
-    body = b""
-    try:
-        answer = await upstream.send(request)
-        while (chunk := await answer.chunk()) is not None:
-            body += chunk
-    except UpstreamFailure as failure:
-        return f"{failure.kind} {body.decode('latin-1')}".strip()
-    finally:
-        await upstream.aclose()
-    return answer.status, body
-
 
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 INVALID = "invalid_answer"
@@ -446,6 +332,71 @@ async def test_slow_client_slows_the_api(api: Api) -> None:
         await upstream.aclose()
 
 
+class Narrow:
+    """A sink that is full after each piece, until it is emptied."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.full = False
+        self.emptied = asyncio.Event()
+
+    def write(self, data: bytes) -> bool:
+        assert not self.full
+        self.pieces.append(data)
+        self.full = True
+        return False
+
+    async def drained(self) -> None:
+        await self.emptied.wait()
+        self.emptied.clear()
+        self.full = False
+
+
+async def test_poured_into_what_is_full(api: Api) -> None:
+    """While a sink is full it is given nothing, and the API is slowed down; later all arrives, in order."""
+    size, written = 60_000_000, 0
+
+    async def flood(reader: StreamReader, writer: StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % size)
+        while written < size:
+            writer.write(written.to_bytes(4, "big") * 250_000)
+            await writer.drain()
+            written += 1_000_000
+
+    async with api.serving(flood):
+        upstream, sink = api.upstream(), Narrow()
+        answer = await upstream.send(get())
+        pouring = asyncio.create_task(answer.pour(sink))
+        await rounds(ROUNDS)
+        assert len(sink.pieces) == 1
+        assert written < size - 10_000_000
+        while not pouring.done():
+            sink.emptied.set()
+            await asyncio.sleep(0)
+        body = b"".join(sink.pieces) + await pouring
+        assert body == b"".join(n.to_bytes(4, "big") * 250_000 for n in range(0, size, 1_000_000))
+        await upstream.aclose()
+
+
+async def test_poured_until_it_breaks_off(api: Api) -> None:
+    """A sink has what came before the answer broke off."""
+    api_is_cut = asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in (OK + b"Content-Length: 9\r\n\r\n", b"one", b"two"):
+            writer.write(piece)
+            await writer.drain()
+            await rounds(1)
+        api_is_cut.set()
+
+    async with api.serving(script):
+        assert await outcome(api, get()) == "truncated onetwo"
+        assert api_is_cut.is_set()
+
+
 async def test_client_that_goes(api: Api) -> None:
     """What the body raises is what the sender gets, and the connection is dropped."""
 
@@ -477,86 +428,6 @@ async def test_no_request_is_two(api: Api, request_: Request) -> None:
         assert await outcome(api, request_) == "bad_request"
 
 
-def certified(api: Api) -> ssl.SSLContext:
-    """A server's side of TLS that `api` trusts."""
-    authority = trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.configure_trust(api.tls)
-    return context
-
-
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_tls_session_is_resumed(api: Api, version: ssl.TLSVersion) -> None:
-    """A further connection resumes the TLS session of an earlier one."""
-    resumed: list[bool] = []
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        resumed.append(writer.get_extra_info("ssl_object").session_reused)
-        await each(WHOLE)(reader, writer)
-
-    context = certified(api)
-    context.maximum_version = version
-    async with api.serving(script, context):
-        upstream = api.upstream()
-        for _ in range(3):
-            await whole(await upstream.send(get()))
-            api.wall += 3600  # too long for the connection to be used again
-        await upstream.aclose()
-    assert resumed == [False, True, True]
-
-
-def cut(writer: StreamWriter) -> None:
-    """A FIN of TCP without a word of TLS; abort() would reset the connection."""
-    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
-        bare.shutdown(socket.SHUT_WR)
-
-
-@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
-async def test_tls_end(api: Api, goodbye: bool) -> None:
-    """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
-    context = certified(api)
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK + b"\r\nhalf")
-        await writer.drain()
-        if not goodbye:
-            cut(writer)
-            await reader.read()
-
-    async with api.serving(script, context):
-        assert await outcome(api, get()) == ((200, b"half") if goodbye else "truncated half")
-
-
-async def test_tls_end_behind_a_whole_answer(api: Api) -> None:
-    """What came before an end without goodbye is delivered, though the client was slow to take it."""
-    context, size = certified(api), 30_000_000
-
-    def send_all(listener: socket.socket) -> None:
-        accepted, _ = listener.accept()
-        with context.wrap_socket(accepted, server_side=True) as speaking:
-            speaking.recv(65536)
-            speaking.sendall(OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        api.url = f"https://localhost:{listener.getsockname()[1]}/v1"
-        sending = asyncio.create_task(asyncio.to_thread(send_all, listener))
-        upstream = api.upstream()
-        answer = await upstream.send(get())
-        count = 0
-        while (chunk := await answer.chunk()) is not None:
-            count += len(chunk)
-            await rounds(1)  # slower than it comes
-        assert count == size
-        await sending
-        await upstream.aclose()
-
-
-SWITCHING = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-
-
 @pytest.mark.parametrize("orderly", [True, False], ids=["closed", "reset"])
 async def test_gone_before_the_switch(api: Api, orderly: bool) -> None:
     """A connection that is gone when a 101 is taken up is no end of a tunnel."""
@@ -576,36 +447,6 @@ async def test_gone_before_the_switch(api: Api, orderly: bool) -> None:
         with pytest.raises(UpstreamFailure) as caught:
             answer.switch()
         assert caught.value.kind == "truncated"
-        await upstream.aclose()
-
-
-@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
-async def test_tls_end_of_a_tunnel(api: Api, goodbye: bool) -> None:
-    """Over TLS a tunnel ends in order only if the API said goodbye; what came before arrives either way."""
-    context = certified(api)
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(SWITCHING + b"last")
-        await writer.drain()
-        if not goodbye:
-            cut(writer)
-            await reader.read()
-
-    near, far = socket.socketpair()
-    async with api.serving(script, context):
-        upstream, before = api.upstream(), asyncio.Protocol()
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: before, near)
-        client = End(transport, before, b"", ClientGone(), full=False)
-        answer = await upstream.send(get()._replace(upgrade=True))
-        carrying = Tunnel(client, answer.switch(), patience=5).carry()
-        if goodbye:
-            await carrying
-        else:
-            with pytest.raises(UpstreamFailure, match="truncated"):
-                await carrying
-        with far:
-            assert await asyncio.get_running_loop().run_in_executor(None, far.recv, 9) == b"last"
         await upstream.aclose()
 
 

@@ -1,0 +1,241 @@
+"""TLS to the API, over real sockets: who is trusted, what is resumed, and which ends are ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import ssl
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import trustme
+
+from grok_oauth_proxy.egress import tls_context
+from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.tunnel import End, Tunnel
+from grok_oauth_proxy.proxy.upstream import Request, UpstreamFailure
+from tests.proxy.api import OK, SWITCHING, WHOLE, Api, each, get, outcome, rounds, whole
+
+pytestmark = pytest.mark.anyio
+
+
+def certified(api: Api, name: str = "localhost") -> ssl.SSLContext:
+    """A server's side of TLS that `api` trusts, for `name`."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    authority.configure_trust(api.tls)
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_session_is_resumed(api: Api, version: ssl.TLSVersion) -> None:
+    """A further connection resumes the TLS session of an earlier one."""
+    resumed: list[bool] = []
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        resumed.append(writer.get_extra_info("ssl_object").session_reused)
+        await each(WHOLE)(reader, writer)
+
+    context = certified(api)
+    context.maximum_version = version
+    async with api.serving(script, context):
+        upstream = api.upstream()
+        for _ in range(3):
+            await whole(await upstream.send(get()))
+            api.wall += 3600  # too long for the connection to be used again
+        await upstream.aclose()
+    assert resumed == [False, True, True]
+
+
+def cut(writer: StreamWriter) -> None:
+    """A FIN of TCP without a word of TLS; abort() would reset the connection."""
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
+        bare.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
+async def test_tls_end(api: Api, goodbye: bool) -> None:
+    """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
+    context = certified(api)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"\r\nhalf")
+        await writer.drain()
+        if not goodbye:
+            cut(writer)
+            await reader.read()
+
+    async with api.serving(script, context):
+        assert await outcome(api, get()) == ((200, b"half") if goodbye else "truncated half")
+
+
+async def test_tls_end_behind_a_whole_answer(api: Api) -> None:
+    """What came before an end without goodbye is delivered, though the client was slow to take it."""
+    context, size = certified(api), 30_000_000
+
+    def send_all(listener: socket.socket) -> None:
+        accepted, _ = listener.accept()
+        with context.wrap_socket(accepted, server_side=True) as speaking:
+            speaking.recv(65536)
+            speaking.sendall(OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        api.url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        sending = asyncio.create_task(asyncio.to_thread(send_all, listener))
+        upstream = api.upstream()
+        answer = await upstream.send(get())
+        count = 0
+        while (chunk := await answer.chunk()) is not None:
+            count += len(chunk)
+            await rounds(1)  # slower than it comes
+        assert count == size
+        await sending
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
+async def test_tls_end_of_a_tunnel(api: Api, goodbye: bool) -> None:
+    """Over TLS a tunnel ends in order only if the API said goodbye; what came before arrives either way."""
+    context = certified(api)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHING + b"last")
+        await writer.drain()
+        if not goodbye:
+            cut(writer)
+            await reader.read()
+
+    near, far = socket.socketpair()
+    async with api.serving(script, context):
+        upstream, before = api.upstream(), asyncio.Protocol()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: before, near)
+        client = End(transport, before, b"", ClientGone(), full=False)
+        answer = await upstream.send(get()._replace(upgrade=True))
+        carrying = Tunnel(client, answer.switch(), patience=5).carry()
+        if goodbye:
+            await carrying
+        else:
+            with pytest.raises(UpstreamFailure, match="truncated"):
+                await carrying
+        with far:
+            assert await asyncio.get_running_loop().run_in_executor(None, far.recv, 9) == b"last"
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("mistrusted", ["issuer", "name"])
+async def test_mistrusted(api: Api, mistrusted: str) -> None:
+    """A server that cannot prove to be the API gets no request, and the client an answer of our own."""
+    asked: list[bytes] = []
+
+    async def script(reader: StreamReader, _writer: StreamWriter) -> None:
+        asked.append(await reader.read())
+
+    context = certified(api, "localhost" if mistrusted == "issuer" else "api.example")
+    if mistrusted == "issuer":
+        api.tls = tls_context()
+    async with api.serving(script, context):
+        assert await outcome(api, get()) == "unreachable"
+    assert not any(asked)
+
+
+async def test_handshake_that_stalls(api: Api) -> None:
+    """A server that accepts and says nothing is given up in time, and nothing is left open."""
+    left = asyncio.Event()
+
+    async def silent(reader: StreamReader, _writer: StreamWriter) -> None:
+        await reader.read()
+        left.set()
+
+    async with api.serving(silent):
+        api.url = api.url.replace("http:", "https:")
+        upstream = api.upstream(connect_timeout=0.2)
+        with pytest.raises(UpstreamFailure) as caught:
+            await upstream.send(get())
+        assert caught.value.kind == "connect_timeout"
+        await asyncio.wait_for(left.wait(), 5)
+        await upstream.aclose()
+
+
+async def chopped(reader: StreamReader, writer: StreamWriter, size: Callable[[], int]) -> None:
+    """Pass on what comes in pieces of `size`."""
+    while data := await reader.read(65536):
+        while data:
+            count = size()
+            writer.write(data[:count])
+            await writer.drain()
+            data = data[count:]
+    writer.close()
+
+
+@pytest.mark.parametrize(("largest", "length"), [(3, 1000), (70_000, 2_000_000)])
+async def test_pieces(api: Api, largest: int, length: int) -> None:
+    """However the network cuts the records, both bodies arrive byte for byte."""
+    context, rest = certified(api), random.Random(largest)  # noqa: S311 - the same pieces each time
+    sent, given = rest.randbytes(length), rest.randbytes(length)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(sent)) == sent
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % len(given) + given)
+        await writer.drain()
+
+    async def relay(reader: StreamReader, writer: StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("localhost", port)
+        size = partial(rest.randint, 1, largest)
+        try:
+            await asyncio.gather(chopped(reader, far_writer, size), chopped(far_reader, writer, size))
+        finally:
+            far_writer.close()
+            await far_writer.wait_closed()
+
+    async with api.serving(script, context):
+        port, far = int(api.url.split(":")[2].split("/")[0]), Api()
+        async with far.serving(relay):
+            api.url = far.url.replace("http:", "https:")
+            framing = [(b"host", b"x"), (b"content-length", str(len(sent)).encode())]
+            assert await outcome(api, Request("POST", b"/", framing, sent)) == (200, given)
+
+
+async def test_garbage_among_records(api: Api) -> None:
+    """What is no TLS breaks the answer off; what came before it is delivered."""
+    context = certified(api)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: 9\r\n\r\nhalf")
+        await writer.drain()
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
+            bare.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        await reader.read()
+
+    async with api.serving(script, context):
+        assert await outcome(api, get()) == "truncated half"
+
+
+async def test_goodbye_while_idle(api: Api) -> None:
+    """A connection whose server says goodbye while it is idle takes no further request."""
+    context, gone = certified(api), asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(WHOLE)
+        writer.close()
+        await reader.read()
+        gone.set()
+
+    async with api.serving(script, context):
+        upstream = api.upstream()
+        assert await whole(await upstream.send(get())) == b"hi"
+        await asyncio.wait_for(gone.wait(), 5)
+        await rounds(1)
+        assert await whole(await upstream.send(get())) == b"hi"
+        assert api.connections == 2
+        await upstream.aclose()
