@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -78,9 +77,9 @@ class Connection(FlowControl):
         return self.idle_since > -math.inf
 
     @property
-    def tls_session(self) -> ssl.SSLSession | None:
-        """What another handshake can resume, if this is TLS."""
-        return self._transport.session if isinstance(self._transport, Tls) else None
+    def tls(self) -> Tls | None:
+        """What it goes through, unless it is plain."""
+        return self._transport if isinstance(self._transport, Tls) else None
 
     async def request(self, request: Request, head: bytes) -> Answer:
         """Send it, `head` first, and wait for the head of the answer; raises as `Upstream.send` does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import Callable
@@ -21,6 +22,8 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 _NEXT_ADDRESS: Final = 0.25
 """Seconds after which the next address is tried beside the first (RFC 8305 §5)."""
+_LEARN_EVERY: Final = 300.0
+"""Seconds in which a session is read once at most, should the API resume none: see `Tls.session`."""
 
 
 class Dialer:
@@ -35,6 +38,7 @@ class Dialer:
         self._port = parts.port or _default_port(parts)
         self._tls = tls if parts.scheme == "https" else None
         self._session: ssl.SSLSession | None = None
+        self._learned_at = -math.inf
         self._proxy = proxy
         self._timeout = timeout
 
@@ -49,9 +53,11 @@ class Dialer:
         except (OSError, ssl.SSLError, ProxyError, ProxyConnectionError):
             raise UpstreamFailure("unreachable", sent=False) from None
 
-    def resume(self, session: ssl.SSLSession | None) -> None:
-        """Further handshakes offer to go on with this session (RFC 8446 §2.2), if there is one."""
-        self._session = session or self._session
+    def learn(self, tls: Tls) -> None:
+        """Have further handshakes go on with its session (RFC 8446 §2.2), if it began one of its own."""
+        now = asyncio.get_running_loop().time()
+        if not tls.resumed and now - self._learned_at > _LEARN_EVERY:
+            self._session, self._learned_at = tls.session, now
 
     async def _establish(self, sock: socket.socket, protocol: Callable[[], P]) -> P:
         connected = protocol()

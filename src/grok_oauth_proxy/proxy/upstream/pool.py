@@ -56,8 +56,9 @@ class Upstream:
         connection = self._take_idle() or await self._dial()
         is_first = connection.served == 0
         answer = await connection.request(request, head)
-        if is_first:
-            self._dialer.resume(connection.tls_session)
+        if is_first and (tls := connection.tls) is not None:
+            self._dialer.learn(tls)
+            tls.trim()
         return answer
 
     async def warm(self, count: int) -> bool:
@@ -123,7 +124,8 @@ class Upstream:
         """Close what has been idle for so long that the API may be about to."""
         for connection in [connection for connection in self._idle if not self._is_fresh(connection)]:
             self._idle.remove(connection)
-            self._dialer.resume(connection.tls_session)
+            if connection.served == 0 and (tls := connection.tls) is not None:
+                self._dialer.learn(tls)
             connection.close()
         again = asyncio.get_running_loop().call_later(_SWEEP_EVERY, self._sweep) if self._idle else None
         self._sweeper = again
