@@ -25,7 +25,7 @@ from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
 from grok_oauth_proxy.proxy.peek import Peeked, peek
 from grok_oauth_proxy.proxy.recovery import Recovery, Step, TokenProvider
-from grok_oauth_proxy.proxy.rejections import PEEKED_STATUSES, RATE_LIMIT, STALE_TOKEN
+from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
 from grok_oauth_proxy.proxy.replies import unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
@@ -141,11 +141,15 @@ class Proxy:
 
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
         try:
-            peeked = await self._ask(exchange, target, token)
+            answer = await self._upstream.send(self._request(exchange, target, token))
+            if answer.status < 400:
+                return Peeked(answer)
+            peeked = await peek(answer)
             if peeked.unreadable and exchange.body.kept_whole:
                 # The refusal did no work, and whether it speaks of the token must be known.
-                await peeked.answer.aclose()
-                peeked = await self._ask(exchange, target, token, plain=True)
+                await answer.aclose()
+                request = self._request(exchange, target, token, plain=True)
+                peeked = await peek(await self._upstream.send(request))
         except UpstreamFailure as failure:
             self._observer(UpstreamFailed(failure.kind))
             return failure
@@ -153,21 +157,13 @@ class Proxy:
             self._observer(UpstreamRejected(peeked.rejection.kind, peeked.rejection.meaning))
         return peeked
 
-    async def _ask(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Peeked:
+    def _request(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Request:
         host, handshake = self._upstream.host, exchange.handshake
         added = handshake.headers if handshake else exchange.framing
         bearer = None if exchange.brings_secret else token.bearer.get_secret_value().encode("ascii")
         headers = request_headers(exchange.headers, added, host=host, bearer=bearer, plain=plain)
         body = exchange.body.outgoing() if exchange.framing else None
-        request = Request(exchange.method, target, headers, body, upgrade=handshake is not None)
-        answer = await self._upstream.send(request)
-        if answer.status not in PEEKED_STATUSES:
-            return Peeked(answer)
-        try:
-            return await peek(answer)
-        except BaseException:
-            await answer.aclose()
-            raise
+        return Request(exchange.method, target, headers, body, upgrade=handshake is not None)
 
     async def _next_step(
         self, exchange: Exchange, outcome: Peeked | UpstreamFailure, token: Token, attempt: retry.Attempt

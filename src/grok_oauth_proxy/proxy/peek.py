@@ -10,6 +10,7 @@ from grok_oauth_proxy.proxy.headers import header
 from grok_oauth_proxy.proxy.rejections import (
     OTHER,
     PEEK_LIMIT,
+    PEEKED_STATUSES,
     Rejection,
     classify,
     is_readable,
@@ -41,10 +42,17 @@ class Peeked(NamedTuple):
 
 
 async def peek(answer: Answer) -> Peeked:
-    """Read the start of the body of an answer whose status is one of `PEEKED_STATUSES`.
+    """Look at an answer; raises `UpstreamFailure` when it breaks off there."""
+    if answer.status not in PEEKED_STATUSES:
+        return Peeked(answer)
+    try:
+        return await _read_start(answer)
+    except BaseException:
+        await answer.aclose()
+        raise
 
-    Raises `UpstreamFailure` when it breaks off there.
-    """
+
+async def _read_start(answer: Answer) -> Peeked:
     prefix = b""
     while len(prefix) < PEEK_LIMIT:
         chunk = await answer.chunk()

@@ -78,11 +78,9 @@ class Answer:
     async def chunk(self) -> bytes | None:
         """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
         while not self._chunks:
-            if self._failure is not None:
-                raise self._failure
-            if self.over:
+            if self.over and self._failure is None:
                 return None
-            await self._news()
+            await self.news()
         data = self.take()
         if not self.over:
             self.connection.resume_reading()
@@ -102,7 +100,7 @@ class Answer:
             else:
                 self._sink = sink
                 try:
-                    await self._news()
+                    await self.news()
                 finally:
                     self._sink = None
         rest = self.take()
@@ -134,15 +132,13 @@ class Answer:
             self._upload.cancel()
             await asyncio.wait({self._upload})
 
-    async def head(self) -> None:
-        """Wait for status and headers."""
-        while not self.status:
-            if self._failure is not None:
-                raise self._failure
-            await self._news()
+    def news(self) -> asyncio.Future[None]:
+        """To be waited for: something has come, and all of what came with it has been taken in.
 
-    def _news(self) -> asyncio.Future[None]:
-        """To be waited for: something has come, and all of what came with it has been taken in."""
+        Raises at once when nothing can come any more, because it broke off.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._waiter = self.connection.loop.create_future()
         return self._waiter
 

@@ -104,7 +104,8 @@ class Connection(FlowControl):
         else:
             answer.upload(self._send(answer, head, request.body, chunked=request.chunked))
         try:
-            await answer.head()
+            while not answer.status:
+                await answer.news()
         except BaseException:
             await answer.aclose()
             raise
