@@ -66,9 +66,7 @@ def run(stage: Stage, rounds: int, seconds: float) -> Numbers:
         numbers[name] = alternating(
             [*targets, several, probe],
             rounds,
-            lambda target, c=connections: vars_of(  # type: ignore[misc]  # bound now
-                load.requests(target, stage.folder, connections=c, seconds=seconds)
-            ),
+            lambda target, c=connections: requests(target, stage, c, seconds),  # type: ignore[misc]  # bound now
         )
     step("requests as connections grow")
     numbers["growth"] = {count: steady(ours, stage, count, seconds) for count in (1, 8, 64, 256, 1024)}
@@ -102,7 +100,14 @@ def alternating(
 def steady(target: Target, stage: Stage, connections: int, seconds: float) -> dict[str, float]:
     """A run after one that is not counted, which shakes hands with the upstream for every connection."""
     load.requests(target, stage.folder, connections=connections, seconds=seconds)
-    return vars_of(load.requests(target, stage.folder, connections=connections, seconds=seconds))
+    return requests(target, stage, connections, seconds)
+
+
+def requests(target: Target, stage: Stage, connections: int, seconds: float) -> dict[str, float]:
+    before = target.cpu_seconds()
+    taken = load.requests(target, stage.folder, connections=connections, seconds=seconds)
+    used = (target.cpu_seconds() - before) * 1e6 / max(1.0, taken.rate * seconds)
+    return {"rate": taken.rate, "p50_ms": taken.p50_ms, "errors": taken.errors, "cpu_us": used}
 
 
 def streaming(stage: Stage) -> Target:
@@ -195,10 +200,6 @@ def starts(stage: Stage, upstream: Target, issuer: str, rounds: int) -> dict[str
     return {name: median(values) for name, values in taken.items()}
 
 
-def vars_of(taken: load.Load) -> dict[str, float]:
-    return {"rate": taken.rate, "p50_ms": taken.p50_ms, "errors": taken.errors}
-
-
 def machine() -> dict[str, str]:
     model = next(
         (
@@ -260,6 +261,8 @@ def rows(numbers: Numbers) -> list[tuple[str, str, str, str, str]]:
     workers = "ours, a worker a core"
     compare("the same, PROXY_WORKERS = cores", many[workers]["rate"], "caddy", caddy_rate(many), "")
     compare("the same, a bare probe", many["a bare probe"]["rate"], "nginx", many["nginx"]["rate"], "")
+    if "caddy" in many:
+        compare("CPU a request", many["ours"]["cpu_us"], "caddy", many["caddy"]["cpu_us"], "", " µs")
     added = one["ours"]["p50_ms"] - one["upstream"]["p50_ms"]
     taken.append(("p50 added over direct, 1 connection", f"{added:.3f} ms", "", "", "≤ 0.30 ms"))
     for name, must in (("caddy", "≤ 1.3"), ("obvious", "≤ 0.40")):

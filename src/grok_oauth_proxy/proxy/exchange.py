@@ -144,16 +144,17 @@ class Exchange:
             await self.refuse(error)
 
     def finished(self) -> RequestFinished:
+        tunnel = self._tunnel
         return RequestFinished(
-            method=self.method,
-            path=self.raw_path.decode("latin-1"),
-            status=self._status,
-            duration=self._clock.monotonic() - self._began,
-            ttfb=self._ttfb,
-            bytes_in=self._tunnel.count_in if self._tunnel else self.body.count,
-            bytes_out=self._tunnel.count_out if self._tunnel else self._bytes_out,
-            request_id=self.request_id,
-            ending=self.ending,
+            self.method,
+            self.raw_path.decode("latin-1"),
+            self._status,
+            self._clock.monotonic() - self._began,
+            self._ttfb,
+            tunnel.count_in if tunnel else self.body.count,
+            tunnel.count_out if tunnel else self._bytes_out,
+            self.request_id,
+            self.ending,
         )
 
     def _head_goes_out(self, status: int) -> None:
