@@ -9,7 +9,6 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 import httpx
-from httpx_socks import AsyncProxyTransport
 
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.clock import Clock
@@ -19,7 +18,7 @@ from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.messages import BLOCKED, READ_ONLY
 from grok_oauth_proxy.credentials.oauth import AuthorizationServer
 from grok_oauth_proxy.credentials.state import StateFile
-from grok_oauth_proxy.egress import egress_proxy, tls_context
+from grok_oauth_proxy.egress import EgressTransport, egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
 from grok_oauth_proxy.events import Event, Observer, StoreTrouble
 from grok_oauth_proxy.observe.log import log_event
@@ -150,7 +149,7 @@ def _application(
 
 def _control_plane(settings: Settings, tls: ssl.SSLContext) -> httpx.AsyncClient:
     proxy = egress_proxy(settings.xai_oauth_issuer)
-    transport = AsyncProxyTransport.from_url(proxy, verify=tls, rdns=True) if proxy else None
+    transport = EgressTransport.from_url(proxy, verify=tls, rdns=True) if proxy else None
     return httpx.AsyncClient(trust_env=False, transport=transport, verify=tls)
 
 

@@ -8,7 +8,11 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import certifi
+import httpx
+from httpx_socks import AsyncProxyTransport
+from python_socks import ProxyError
 
 from grok_oauth_proxy.errors import ConfigurationError
 
@@ -46,6 +50,19 @@ def _normal(proxy: str) -> str:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     login = f"{parts.username or ''}:{parts.password or ''}@" if "@" in parts.netloc else ""
     return f"{scheme}://{login}{host}:{port}"
+
+
+class EgressTransport(AsyncProxyTransport):
+    """httpx through an egress proxy; what keeps it from connecting is an `httpx.ConnectError`.
+
+    httpx_socks lets it out as it is. What goes wrong on a connection that stands is httpx's already.
+    """
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except (ProxyError, OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise httpx.ConnectError(type(error).__name__, request=request) from None
 
 
 def tls_context() -> ssl.SSLContext:

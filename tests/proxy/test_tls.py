@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import socket
@@ -10,6 +11,7 @@ import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trustme
@@ -238,4 +240,30 @@ async def test_goodbye_while_idle(api: Api) -> None:
         await rounds(1)
         assert await whole(await upstream.send(get())) == b"hi"
         assert api.connections == 2
+        await upstream.aclose()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells it like this")
+@pytest.mark.parametrize("tickets", [2, 0], ids=["resumed", "never resumed"])
+async def test_closed_connections_leave_nothing(api: Api, tickets: int) -> None:
+    """A thousand connections later, no more memory is held than after the first hundreds."""
+    context = certified(api)
+    context.num_tickets = tickets
+
+    async def connect(times: int) -> int:
+        for _ in range(times):
+            await whole(await upstream.send(get()))
+            api.wall += 3600  # too long for the connection to be used again
+        gc.collect()
+        return resident()
+
+    async with api.serving(each(WHOLE), context):
+        upstream = api.upstream()
+        before = await connect(300)
+        assert await connect(1000) - before < 2_000_000  # a session alone would be 6.6 MB
         await upstream.aclose()

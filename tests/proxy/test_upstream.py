@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -26,6 +25,7 @@ from tests.proxy.api import (
     says,
     whole,
 )
+from tests.proxy.egress import Greet, egress, http_proxy, socks_proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -450,61 +450,12 @@ async def test_gone_before_the_switch(api: Api, orderly: bool) -> None:
         await upstream.aclose()
 
 
-async def pump(reader: StreamReader, writer: StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-    writer.close()
-
-
-async def tunnel(reader: StreamReader, writer: StreamWriter, port: int) -> None:
-    to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
-    finally:
-        to_writer.close()
-
-
-async def http_proxy(reader: StreamReader, writer: StreamWriter) -> str:
-    """Takes a CONNECT; what it asked for, and with which login."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    target = head.split(" ")[1]
-    login = next(line for line in head.splitlines() if line.lower().startswith("proxy-authorization"))
-    writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
-    return f"{base64.b64decode(login.split(' ')[-1]).decode()}@{target}"
-
-
-async def socks_proxy(reader: StreamReader, writer: StreamWriter) -> str:
-    """Takes a SOCKS5 connect (RFC 1928, RFC 1929); what it asked for, and with which login."""
-    _, count = await reader.readexactly(2)
-    assert 2 in await reader.readexactly(count)
-    writer.write(b"\x05\x02")
-    _, length = await reader.readexactly(2)
-    user = await reader.readexactly(length)
-    password = await reader.readexactly((await reader.readexactly(1))[0])
-    writer.write(b"\x01\x00")
-    kind = (await reader.readexactly(4))[3]
-    assert kind == 3  # a name
-    host = await reader.readexactly((await reader.readexactly(1))[0])
-    port = int.from_bytes(await reader.readexactly(2))
-    writer.write(b"\x05\x00\x00\x01" + bytes(6))
-    return f"{user.decode()}:{password.decode()}@{host.decode()}:{port}"
-
-
 @pytest.mark.parametrize(("scheme", "greet"), [("http", http_proxy), ("socks5", socks_proxy)])
-async def test_egress_proxy(
-    api: Api, scheme: str, greet: Callable[[StreamReader, StreamWriter], Awaitable[str]]
-) -> None:
+async def test_egress_proxy(api: Api, scheme: str, greet: Greet) -> None:
     """Through either kind of egress proxy, with a login, the API is reached by its name."""
     asked: list[str] = []
-    proxy = Api()
-
-    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        asked.append(await greet(reader, writer))
-        await tunnel(reader, writer, int(asked[-1].rsplit(":", 1)[1]))
-
-    async with api.serving(each(WHOLE)), proxy.serving(serve):
-        address = proxy.url.removeprefix("http://localhost").removesuffix("/v1")
-        upstream = api.upstream(proxy=f"{scheme}://me:p%40ss@127.0.0.1{address}")
+    async with api.serving(each(WHOLE)), egress(greet, asked) as port:
+        upstream = api.upstream(proxy=f"{scheme}://me:p%40ss@127.0.0.1:{port}")
         assert await whole(await upstream.send(get())) == b"hi"
         await upstream.aclose()
     assert asked == [f"me:p@ss@localhost:{api.url.split(':')[2].removesuffix('/v1')}"]
