@@ -218,17 +218,27 @@ class Stage:
         ]
         return self.start("issuer", command, f"http://127.0.0.1:{port}").url
 
-    def ours(self, upstream: str, issuer: str, name: str = "ours", *, workers: int = 1) -> Target:
-        """The proxy through its normal entry point, metrics and logging on."""
+    def ours(
+        self,
+        upstream: str,
+        issuer: str,
+        name: str = "ours",
+        *,
+        workers: int = 1,
+        entry: tuple[str, ...] = ("grok_oauth_proxy", "serve"),
+        **more: str,
+    ) -> Target:
+        """The proxy through its normal entry point, metrics and logging on; `more` is its environment."""
         port = free_port()
         env = {
+            **more,
             **self.trust,
             **self.home(name, issuer),
             "XAI_BASE_URL": f"{upstream}/v1",
             "PROXY_PORT": str(port),
             "PROXY_WORKERS": str(workers),
         }
-        command = [sys.executable, "-m", "grok_oauth_proxy", "serve"]
+        command = [sys.executable, "-m", *entry]
         return self.start(name, command, f"http://127.0.0.1:{port}", **env)
 
     def home(self, name: str, issuer: str) -> dict[str, str]:
