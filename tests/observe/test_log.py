@@ -194,7 +194,7 @@ def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
         "raw_path": b"/v1/a%20b",
         "query_string": b"key=canary",
         "http_version": "1.1",
-        "state": {"client": SimpleNamespace(target=b"/v1/a%20b?key=canary", body=b"")},
+        "state": {"client": SimpleNamespace(target=b"/v1/a%20b?key=canary", take_body=lambda: b"")},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
     exchange = Exchange(scope, never, never, Clock(), replay_limit=0)

@@ -8,8 +8,11 @@ import os
 import random
 import socket
 import ssl
+import threading
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Request, UpstreamFailure
-from tests.proxy.api import OK, SWITCHING, WHOLE, Api, each, get, outcome, rounds, whole
+from tests.proxy.api import OK, SWITCHING, WHOLE, Api, each, get, outcome, post, rounds, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -220,6 +223,63 @@ async def test_garbage_among_records(api: Api) -> None:
 
     async with api.serving(script, context):
         assert await outcome(api, get()) == "truncated half"
+
+
+@contextmanager
+def in_a_thread(api: Api, serve: Callable[[ssl.SSLSocket], None]) -> Iterator[None]:
+    """An API that takes one connection and is not slowed down by what goes on in the event loop."""
+    context = certified(api)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        api.url = f"https://localhost:{listener.getsockname()[1]}/v1"
+
+        def accept() -> None:
+            accepted, _ = listener.accept()
+            with context.wrap_socket(accepted, server_side=True) as speaking:
+                serve(speaking)
+
+        served = thread.submit(accept)
+        yield
+        served.result(5)
+
+
+@pytest.mark.parametrize("record", [15_500, 16_384, 100_000])
+async def test_large_answer(api: Api, record: int) -> None:
+    """Many bytes at once all arrive, whatever the size of the records they come in."""
+    count = 30_000_000 // record
+
+    def serve(speaking: ssl.SSLSocket) -> None:
+        speaking.recv(65536)
+        speaking.sendall(OK + b"Content-Length: %d\r\n\r\n" % (count * record))
+        for number in range(count):
+            speaking.sendall(number.to_bytes(4, "big") * (record // 4))
+
+    with in_a_thread(api, serve):
+        body = b"".join(number.to_bytes(4, "big") * (record // 4) for number in range(count))
+        assert await asyncio.wait_for(outcome(api, get()), 20) == (200, body)
+
+
+async def test_goodbye_ends_an_answer(api: Api) -> None:
+    """An answer that ends with the connection is whole at the goodbye, though the upload is never read."""
+    may_end = threading.Event()
+
+    def serve(speaking: ssl.SSLSocket) -> None:
+        speaking.recv(65536)
+        speaking.sendall(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\n\r\nwhole")
+        speaking.settimeout(0.01)
+        with suppress(OSError):
+            speaking.unwrap()
+        may_end.wait(5)
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(65536)
+
+    with in_a_thread(api, serve):
+        sent = outcome(api, post(endless(), (b"transfer-encoding", b"chunked")))
+        try:
+            assert await asyncio.wait_for(sent, 4) == (413, b"whole")
+        finally:
+            may_end.set()
 
 
 async def test_goodbye_while_idle(api: Api) -> None:

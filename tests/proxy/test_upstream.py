@@ -10,7 +10,8 @@ from contextlib import suppress
 import pytest
 
 from grok_oauth_proxy.proxy.body import ClientGone
-from grok_oauth_proxy.proxy.upstream import Request, UpstreamFailure
+from grok_oauth_proxy.proxy.tunnel import End
+from grok_oauth_proxy.proxy.upstream import Answer, Request, UpstreamFailure
 from tests.proxy.api import (
     OK,
     ROUNDS,
@@ -378,6 +379,44 @@ async def test_poured_into_what_is_full(api: Api) -> None:
         body = b"".join(sink.pieces) + await pouring
         assert body == b"".join(n.to_bytes(4, "big") * 250_000 for n in range(0, size, 1_000_000))
         await upstream.aclose()
+
+
+class Line:
+    """The connection of an answer that is fed by hand."""
+
+    patience = 5.0
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.resumed = 0
+
+    def resume_reading(self) -> None:
+        self.resumed += 1
+
+    def switch(self) -> End:
+        raise AssertionError("it speaks HTTP")
+
+    def abort(self) -> None:
+        raise AssertionError("it is whole")
+
+
+async def test_full_is_full() -> None:
+    """What comes before a full sink was emptied waits, and whenever something is taken more may come."""
+    line, sink = Line(), Narrow()
+    answer = Answer(line)
+    pouring = asyncio.create_task(answer.pour(sink))
+    await asyncio.sleep(0)
+    for piece in (b"one", b"two", b"three"):
+        answer.feed(piece)
+        answer.tell()
+    assert (sink.pieces, line.resumed, answer.waiting) == ([b"one"], 1, 8)
+    sink.emptied.set()
+    await rounds(1)
+    assert (sink.pieces, line.resumed, answer.waiting) == ([b"one", b"twothree"], 2, 0)
+    answer.end()
+    answer.tell()
+    sink.emptied.set()
+    assert await pouring == b""
 
 
 async def test_poured_until_it_breaks_off(api: Api) -> None:

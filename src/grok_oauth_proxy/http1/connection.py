@@ -92,7 +92,7 @@ class Connection(FlowControl):
         for exchange in {self._exchange, self._incoming, *self._ahead}:
             if exchange is not None:
                 exchange.leave()
-        # They all know this connection, and circles would wait for the garbage collector.
+        # They all know this connection: most circles are broken here, and do not wait for the collector.
         self._transport = self._exchange = self._incoming = None
         self._ahead.clear()
         del self._parser

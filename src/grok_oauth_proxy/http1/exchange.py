@@ -88,10 +88,12 @@ class Exchange:
 
     # The request.
 
-    @property
-    def body(self) -> bytes | None:
-        """All of it, if it has come whole and nothing was received yet."""
-        return bytes(self._body) if self.whole else None
+    def take_body(self) -> bytes | None:
+        """All of it, if it has come whole; it is not kept here then."""
+        if not self.whole:
+            return None
+        body, self._body = bytes(self._body), bytearray()
+        return body
 
     def feed(self, data: bytes) -> bool:
         """More of the body; True when no more should come for now."""
@@ -108,7 +110,9 @@ class Exchange:
         """The client has gone: whoever works for it is told, and stopped at once."""
         self.gone = True
         self._wake()
-        if not self.answered and self.task is not None:
+        if self.task is None:
+            self.scope.clear()  # it leads back here
+        elif not self.answered:
             self.task.cancel()
 
     def abandon(self) -> None:

@@ -28,9 +28,8 @@ class Client(Protocol):
     gone: bool
 
     @property
-    def body(self) -> bytes | None: ...
-    @property
     def full(self) -> bool: ...
+    def take_body(self) -> bytes | None: ...
     def write(self, data: bytes) -> bool: ...
     async def drained(self) -> None: ...
     def end(self, data: bytes, trailers: Headers = ...) -> None: ...
@@ -58,7 +57,7 @@ class Exchange:
         self.raw_path: bytes = scope["raw_path"]
         self.headers: Headers = scope["headers"]
         self.framing = body_framing(self.headers)
-        self.body = RequestBody(receive, whole=self.client.body, limit=replay_limit)
+        self.body = RequestBody(receive, whole=self.client.take_body(), limit=replay_limit)
         self._clock = clock
         self.began_at = clock.wall()
         self._began = clock.monotonic()

@@ -40,6 +40,7 @@ class End(asyncio.Protocol):
         self._broken = broken
         self._ended = ended
         self._looking: asyncio.TimerHandle | None = None
+        self._closing: asyncio.TimerHandle | None = None
 
     def attach(self, tunnel: Tunnel, other: End) -> None:
         """From now on it is told here what happens on the connection."""
@@ -68,7 +69,7 @@ class End(asyncio.Protocol):
     def close(self, *, within: float) -> None:
         """End it once it has taken what is left, or after so many seconds."""
         self._transport.close()
-        asyncio.get_running_loop().call_later(within, self._transport.abort)
+        self._closing = asyncio.get_running_loop().call_later(within, self._transport.abort)
 
     def _look(self) -> None:
         """While nothing is read, a reset is not told: look for it."""
@@ -102,6 +103,8 @@ class End(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._tunnel.end(None if self._ended and exc is None else self._broken)
+        if self._closing is not None:
+            self._closing.cancel()
         self._before.connection_lost(exc)
 
 

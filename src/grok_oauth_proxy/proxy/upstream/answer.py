@@ -49,7 +49,8 @@ class Answer:
         self.connection = connection
         """What it comes over."""
         self._chunks: list[bytes] = []
-        self._size = 0
+        self.waiting = 0
+        """Bytes of the body that were not fetched yet."""
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
@@ -58,7 +59,7 @@ class Answer:
         self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
-        return f"Answer(status={self.status}, waiting={self._size}, over={self.over})"
+        return f"Answer(status={self.status}, waiting={self.waiting}, over={self.over})"
 
     @property
     def switched(self) -> bool:
@@ -70,21 +71,13 @@ class Answer:
         """`chunk` would not have to wait."""
         return self.over or bool(self._chunks)
 
-    @property
-    def complete(self) -> bool:
-        """All of it has come, and was fetched."""
-        return self.over and self._failure is None and not self._chunks
-
     async def chunk(self) -> bytes | None:
         """The next bytes as they came, None at the end; raises `UpstreamFailure` when it broke off."""
         while not self._chunks:
             if self.over and self._failure is None:
                 return None
             await self.news()
-        data = self.take()
-        if not self.over:
-            self.connection.resume_reading()
-        return data
+        return self.take()
 
     async def pour(self, sink: Sink) -> bytes:
         """Give the body to `sink` as it comes, but for the last of it, which is returned.
@@ -96,7 +89,6 @@ class Answer:
                 await sink.drained()
             elif self._chunks:
                 sink.write(self.take())
-                self.connection.resume_reading()
             else:
                 self._sink = sink
                 try:
@@ -110,10 +102,13 @@ class Answer:
         return rest
 
     def take(self) -> bytes:
-        """What has come and was not fetched yet."""
+        """What has come and was not fetched yet; more may come then."""
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
-        self._size = 0
+        self.waiting = 0
+        if not self.over:
+            # Once over, the connection may already carry another exchange.
+            self.connection.resume_reading()
         return data
 
     def switch(self) -> End:
@@ -155,11 +150,11 @@ class Answer:
     def begin(self, status: int, headers: Headers) -> None:
         self.status, self.headers = status, headers
 
-    def feed(self, data: bytes) -> int:
-        """Take bytes of the body; how many wait to be fetched."""
-        self._chunks.append(data)
-        self._size += len(data)
-        return self._size
+    def feed(self, data: bytes) -> None:
+        """Take bytes of the body."""
+        if data:
+            self._chunks.append(data)
+            self.waiting += len(data)
 
     def end(self) -> None:
         self.over = True
@@ -172,7 +167,9 @@ class Answer:
 
     def tell(self) -> None:
         """What was taken in goes to where it is poured; else whoever waits for news is woken."""
-        if self._sink is not None and not self.over and (not self._chunks or self._sink.write(self.take())):
-            return
+        if self._sink is not None and not self.over:
+            if not self._chunks or self._sink.write(self.take()):
+                return
+            self._sink = None  # it is full: what comes now waits
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

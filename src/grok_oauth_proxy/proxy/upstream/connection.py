@@ -169,8 +169,8 @@ class Connection(FlowControl):
             self.close()  # nothing was asked
             return
         if answer.switched:
-            self._queue(answer, data)
-            answer.tell()
+            answer.feed(data)
+            self._hand_on(answer)
             return
         self._overhead += len(data)
         try:
@@ -179,14 +179,14 @@ class Connection(FlowControl):
             if answer.switched:
                 behind = data[upgrade.args[0] :]
                 self._overhead -= len(behind)
-                self._queue(answer, behind)
+                answer.feed(behind)
             else:
                 self._fail_invalid()
         except httptools.HttpParserError:
             self._fail_invalid()
         if self._overhead > _MAX_OVERHEAD:
             self._fail_invalid()
-        answer.tell()
+        self._hand_on(answer)
         if answer.over:
             self._settle()
 
@@ -202,7 +202,10 @@ class Connection(FlowControl):
             self._transport.resume_reading()
 
     def eof_received(self) -> None:
+        """The API has said that nothing more comes; it may go on reading, but there is no use in that."""
         self._closed_cleanly = True
+        if self._answer is not None and not self._answer.switched:
+            self._end_of_stream(self._answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -210,13 +213,7 @@ class Connection(FlowControl):
             self._watchdog.cancel()
         self._on_lost(self)
         if self._answer is not None:
-            if self._answer.status and self._until_close and self._closed_cleanly and exc is None:
-                self._answer.end()
-                self._answer.tell()
-            else:
-                kind = "truncated" if self._answer.status else "broken_off"
-                self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))
-            self._settle()
+            self._end_of_stream(self._answer)
         # Both know this connection, and circles would wait for the garbage collector.
         self._transport = None
         del self._parser
@@ -261,18 +258,28 @@ class Connection(FlowControl):
         elif not self._answer.status:
             self._fail_invalid()  # an interim answer has no body
         else:
-            self._queue(self._answer, data)
+            self._answer.feed(data)
 
     def on_message_complete(self) -> None:
         if self._answer is not None and self._answer.status and not self._answer.switched:
             self._answer.trailers = self._headers
             self._answer.end()
 
-    def _queue(self, answer: Answer, data: bytes) -> None:
-        if data and answer.feed(data) > _HIGH_WATER:
+    def _hand_on(self, answer: Answer) -> None:
+        answer.tell()
+        if answer.waiting > _HIGH_WATER:
             self.pause_reading()
 
     # The end of an exchange.
+
+    def _end_of_stream(self, answer: Answer) -> None:
+        if answer.status and self._until_close and self._closed_cleanly:
+            answer.end()
+            answer.tell()
+        else:
+            kind = "truncated" if answer.status else "broken_off"
+            self._fail(UpstreamFailure(kind, sent=True, stale=self._untouched and self._was_idle))
+        self._settle()
 
     def _settle(self) -> None:
         """The answer is over: keep the connection for the next one, or close it."""
@@ -304,7 +311,7 @@ class Connection(FlowControl):
         if self._answer is None:
             return
         now = self.loop.time()
-        if self._reading_paused or (self._answer.uploading and not self.full):
+        if self._answer.waiting or (self._answer.uploading and not self.full):
             self._active_at = now
         left = self._active_at + self.patience - now
         if left <= 0:

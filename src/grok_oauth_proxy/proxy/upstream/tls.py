@@ -13,6 +13,8 @@ from typing import Any, Final, cast
 
 _LARGEST_RECORD: Final = 16 * 1024
 """Bytes that one read can give (RFC 8446 §5.1)."""
+_STEP: Final = 2 * _LARGEST_RECORD
+"""Bytes that go through OpenSSL's buffers at once: they keep the size they ever had."""
 
 
 class Tls(asyncio.Protocol, asyncio.Transport):
@@ -59,11 +61,11 @@ class Tls(asyncio.Protocol, asyncio.Transport):
         self._shake_hands()
 
     def data_received(self, data: bytes) -> None:
-        self._incoming.write(data)
         if not self.established.done():
+            self._incoming.write(data)
             self._shake_hands()
         elif not self._ended:
-            self._read()
+            self._read(data)
 
     def eof_received(self) -> None:
         """A cut: `connection_lost` follows, and tells it by what was not told before."""
@@ -90,11 +92,13 @@ class Tls(asyncio.Protocol, asyncio.Transport):
         try:
             sent = self._tls.write(data)
             while sent < len(data):  # a record at a time
+                if self._outgoing.pending > _STEP:
+                    self._flush()
                 sent += self._tls.write(memoryview(data)[sent:])
         except ssl.SSLError:
             self.abort()
         else:
-            self._socket.write(self._outgoing.read())
+            self._flush()
 
     def close(self) -> None:
         """Say goodbye, and close when all is sent; what still comes is not waited for."""
@@ -142,22 +146,16 @@ class Tls(asyncio.Protocol, asyncio.Transport):
             self._flush()
             self.established.set_result(None)
             self._protocol.connection_made(self)
-            self._read()
+            self._read(b"")
 
-    def _read(self) -> None:
+    def _read(self, data: bytes) -> None:
         """Tell what has come in whole records, in one piece."""
-        tls, incoming = self._tls, self._incoming
-        pieces = []
+        pieces: list[bytes] = []
         failed = False
         try:
-            while size := tls.pending() or incoming.pending:
-                piece = tls.read(min(size, _LARGEST_RECORD))
-                if not piece:
-                    self._ended = True
-                    break
-                pieces.append(piece)
-        except ssl.SSLWantReadError:
-            pass  # the rest of a record is still to come
+            self._decrypt(data[:_STEP], pieces)
+            for start in range(_STEP, len(data), _STEP):
+                self._decrypt(data[start : start + _STEP], pieces)
         except ssl.SSLError:
             failed = True
         if self._outgoing.pending:
@@ -170,6 +168,16 @@ class Tls(asyncio.Protocol, asyncio.Transport):
         elif self._ended:
             protocol.eof_received()
             self.close()
+
+    def _decrypt(self, data: bytes, pieces: list[bytes]) -> None:
+        tls, incoming = self._tls, self._incoming
+        incoming.write(data)
+        with suppress(ssl.SSLWantReadError):  # the rest of a record is still to come
+            while not self._ended and (size := tls.pending() or incoming.pending):
+                if piece := tls.read(min(size, _LARGEST_RECORD)):
+                    pieces.append(piece)
+                else:
+                    self._ended = True
 
     def _flush(self) -> None:
         if self._outgoing.pending:
