@@ -113,7 +113,8 @@ class Taken:
 
 async def whole(answer: Answer) -> bytes:
     taken = Taken()
-    return taken.body + await answer.pour(taken)
+    rest = await answer.pour(taken)
+    return taken.body + rest
 
 
 ROUNDS = 1000

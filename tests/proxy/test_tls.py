@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import random
@@ -258,8 +259,9 @@ async def test_large_answer(api: Api, record: int) -> None:
         assert await asyncio.wait_for(outcome(api, get()), 20) == (200, body)
 
 
-async def test_goodbye_ends_an_answer(api: Api) -> None:
-    """An answer that ends with the connection is whole at the goodbye, though the upload is never read."""
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
+async def test_end_while_uploading(api: Api, goodbye: bool) -> None:
+    """The end of an answer is known at once, though the upload is never read; it is whole after a goodbye."""
     may_end = threading.Event()
 
     def serve(speaking: ssl.SSLSocket) -> None:
@@ -267,7 +269,11 @@ async def test_goodbye_ends_an_answer(api: Api) -> None:
         speaking.sendall(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\n\r\nwhole")
         speaking.settimeout(0.01)
         with suppress(OSError):
-            speaking.unwrap()
+            if goodbye:
+                speaking.unwrap()
+            else:
+                with socket.socket(fileno=os.dup(speaking.fileno())) as bare:
+                    bare.shutdown(socket.SHUT_WR)
         may_end.wait(5)
 
     async def endless() -> AsyncIterator[bytes]:
@@ -277,7 +283,8 @@ async def test_goodbye_ends_an_answer(api: Api) -> None:
     with in_a_thread(api, serve):
         sent = outcome(api, post(endless(), (b"transfer-encoding", b"chunked")))
         try:
-            assert await asyncio.wait_for(sent, 4) == (413, b"whole")
+            expected = (413, b"whole") if goodbye else "truncated whole"
+            assert await asyncio.wait_for(sent, 4) == expected
         finally:
             may_end.set()
 
@@ -326,4 +333,53 @@ async def test_closed_connections_leave_nothing(api: Api, tickets: int) -> None:
         upstream = api.upstream()
         before = await connect(300)
         assert await connect(1000) - before < 2_000_000  # a session alone would be 6.6 MB
+        await upstream.aclose()
+
+
+class MallInfo(ctypes.Structure):
+    """What malloc tells of itself (glibc, mallinfo2)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks mapped usmblks fsmblks used fordblks keepcost".split()  # noqa: SIM905
+    )
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc tells it like this")
+async def test_large_bodies_leave_nothing(api: Api) -> None:
+    """Connections that carried large bodies, both ways, are as small as before when they are idle."""
+    context, size, count = certified(api), 4_000_000, 10
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = MallInfo
+
+    def allocated() -> int:
+        gc.collect()
+        said = mallinfo()
+        return int(said.used + said.mapped)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            for _ in range(length // 1000):
+                await reader.readexactly(1000)
+            writer.write(OK + b"Content-Length: %d\r\n\r\n" % length)
+            for _ in range(length // 1000):  # or the server's side would grow
+                writer.write(bytes(1000))
+                await writer.drain()
+
+    async def exchange(length: int) -> None:
+        framing = [(b"host", b"x"), (b"content-length", str(length).encode())]
+        answer = await upstream.send(Request("POST", b"/", framing, bytes(length)))
+        assert len(await whole(answer)) == length
+
+    async with api.serving(script, context):
+        upstream = api.upstream()
+        await asyncio.gather(*(exchange(1000) for _ in range(count)))
+        before = allocated()
+        for _ in range(count):
+            await exchange(size)
+        await asyncio.gather(*(exchange(size) for _ in range(count)))
+        await asyncio.gather(*(exchange(1000) for _ in range(count)))
+        assert api.connections == count
+        assert allocated() - before < count * 1_000_000  # the server's side, of asyncio, grows to half of it
         await upstream.aclose()

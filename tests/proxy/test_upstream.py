@@ -277,6 +277,24 @@ async def test_answer_before_the_upload_ends(api: Api) -> None:
         await upstream.aclose()
 
 
+async def test_answer_before_the_request_is_sent(api: Api) -> None:
+    """A connection that still holds most of a request, which the API never reads, takes no further one."""
+
+    async def refuse(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(WHOLE)
+        await asyncio.Event().wait()
+
+    size = 50_000_000
+    upload = Request("POST", b"/", [(b"host", b"x"), (b"content-length", b"%d" % size)], bytes(size))
+    async with api.serving(refuse):
+        upstream = api.upstream()
+        assert await whole(await upstream.send(upload)) == b"hi"
+        assert await whole(await upstream.send(get())) == b"hi"
+        assert api.connections == 2
+        await upstream.aclose()
+
+
 async def test_upload_waits_for_the_api(api: Api) -> None:
     """An API that does not read stops the reading of the client's body; giving up lets go of it."""
     taken = 0

@@ -228,12 +228,13 @@ class Exchange:
         return self._wire.switch(b"\r\n".join([STATUS_LINES[101], *map(b": ".join, headers), b"", b""]))
 
     def _framed(self, data: bytes) -> bytes:
-        if self._framing == "chunked":
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._framing == "length":
+        framing = self._framing
+        if framing == "length":
             self._left -= len(data)
             return data if self._left >= 0 else data[: self._left]  # more than was announced
-        return data if self._framing == "close" else b""
+        if framing == "chunked":
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        return data if framing == "close" else b""
 
     def _put(self, data: bytes) -> None:
         if self._head:

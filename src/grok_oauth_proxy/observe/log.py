@@ -43,11 +43,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def write_soon(self, text: str) -> None:
         """A line at level INFO; it costs a fraction of a `LogRecord`."""
         now = time.time()
-        if int(now) != self._second:
-            self._second = int(now)
+        second = int(now)
+        if second != self._second:
+            self._second = second
             self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        self._gathered.append(f"{self._stamp},{int(now % 1 * 1000):03d} INFO    {text}\n")
-        if len(self._gathered) == 1:
+        is_first = not self._gathered
+        self._gathered.append(f"{self._stamp},{int((now - second) * 1000):03d} INFO    {text}\n")
+        if is_first:
             try:
                 asyncio.get_running_loop().call_later(_GATHERED_FOR, self.flush)
             except RuntimeError:

@@ -130,11 +130,15 @@ class Metrics:
         self._rejections = counter("proxy_upstream_rejections_total", "Answers that refused", "kind")
 
     def __call__(self, event: Event, /) -> None:
+        if isinstance(event, RequestFinished):
+            self._finish(event)
+        elif isinstance(event, RequestStarted):
+            self._count_open(1)
+        else:
+            self._count(event)
+
+    def _count(self, event: Event) -> None:
         match event:
-            case RequestStarted():
-                self._count_open(1)
-            case RequestFinished():
-                self._finish(event)
             case RefreshSucceeded(rotated=rotated):
                 self._refreshed.inc()
                 self._rotated.set(rotated)

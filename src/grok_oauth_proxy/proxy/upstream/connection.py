@@ -81,10 +81,10 @@ class Connection(FlowControl):
         """What it goes through, unless it is plain."""
         return self._transport if isinstance(self._transport, Tls) else None
 
-    async def request(self, request: Request, head: bytes) -> Answer:
-        """Send it, `head` first, and wait for the head of the answer; raises as `Upstream.send` does.
+    def ask(self, request: Request, head: bytes) -> Answer:
+        """Send it, `head` first, over a connection that is usable; the answer that will come.
 
-        The connection must be usable. The answer may come, and end, while the body is still being sent.
+        It may come, and end, while the body is still being sent.
         """
         assert self._transport is not None  # noqa: S101 - for the type checker; it is usable
         answer = self._answer = Answer(self)
@@ -103,12 +103,6 @@ class Connection(FlowControl):
             self._transport.write(head + _framed(request.body, chunked=request.chunked, last=True))
         else:
             answer.upload(self._send(answer, head, request.body, chunked=request.chunked))
-        try:
-            while not answer.status:
-                await answer.news()
-        except BaseException:
-            await answer.aclose()
-            raise
         return answer
 
     def switch(self) -> End:
@@ -284,7 +278,8 @@ class Connection(FlowControl):
     def _settle(self) -> None:
         """The answer is over: keep the connection for the next one, or close it."""
         answer, self._answer = self._answer, None
-        reusable = self._keep_alive and not self._surplus and answer is not None and not answer.uploading
+        sent = answer is not None and not answer.uploading and not self.full
+        reusable = sent and self._keep_alive and not self._surplus
         if reusable and self._transport is not None and not self._transport.is_closing():
             self.resume_reading()
             self.served += 1

@@ -55,7 +55,13 @@ class Upstream:
         head = request.head()
         connection = self._take_idle() or await self._dial()
         is_first = connection.served == 0
-        answer = await connection.request(request, head)
+        answer = connection.ask(request, head)
+        try:
+            while not answer.status:
+                await answer.news()
+        except BaseException:
+            await answer.aclose()
+            raise
         if is_first and (tls := connection.tls) is not None:
             self._dialer.learn(tls)
             tls.trim()

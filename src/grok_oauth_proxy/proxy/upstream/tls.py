@@ -68,7 +68,8 @@ class Tls(asyncio.Protocol, asyncio.Transport):
             self._read(data)
 
     def eof_received(self) -> None:
-        """A cut: `connection_lost` follows, and tells it by what was not told before."""
+        """A cut, of which `connection_lost` tells; what is still to be sent is not waited for."""
+        self._socket.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._is_established:
@@ -87,18 +88,14 @@ class Tls(asyncio.Protocol, asyncio.Transport):
 
     def write(self, data: Any) -> None:
         """Encrypt and send `data`; nothing once the connection is closing."""
-        if not data or self.is_closing():
-            return
         try:
-            sent = self._tls.write(data)
-            while sent < len(data):  # a record at a time
-                if self._outgoing.pending > _STEP:
-                    self._flush()
-                sent += self._tls.write(memoryview(data)[sent:])
+            for start in range(0, len(data), _STEP):
+                if self.is_closing():
+                    return
+                self._tls.write(data[start : start + _STEP])
+                self._flush()
         except ssl.SSLError:
             self.abort()
-        else:
-            self._flush()
 
     def close(self) -> None:
         """Say goodbye, and close when all is sent; what still comes is not waited for."""
@@ -155,7 +152,8 @@ class Tls(asyncio.Protocol, asyncio.Transport):
         try:
             self._decrypt(data[:_STEP], pieces)
             for start in range(_STEP, len(data), _STEP):
-                self._decrypt(data[start : start + _STEP], pieces)
+                if not self._ended:
+                    self._decrypt(data[start : start + _STEP], pieces)
         except ssl.SSLError:
             failed = True
         if self._outgoing.pending:
@@ -172,12 +170,15 @@ class Tls(asyncio.Protocol, asyncio.Transport):
     def _decrypt(self, data: bytes, pieces: list[bytes]) -> None:
         tls, incoming = self._tls, self._incoming
         incoming.write(data)
-        with suppress(ssl.SSLWantReadError):  # the rest of a record is still to come
-            while not self._ended and (size := tls.pending() or incoming.pending):
+        try:
+            while size := tls.pending() or incoming.pending:
                 if piece := tls.read(min(size, _LARGEST_RECORD)):
                     pieces.append(piece)
                 else:
                     self._ended = True
+                    return
+        except ssl.SSLWantReadError:
+            return  # the rest of a record is still to come
 
     def _flush(self) -> None:
         if self._outgoing.pending:
