@@ -31,29 +31,30 @@ _LONGEST: Final = 500
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard error. The lines of requests are gathered for 0.05 s and written with one call."""
+    """Writes to standard error. The lines of requests are made and written every 0.05 s, all at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-        self._gathered: list[str] = []
+        self._gathered: list[tuple[float, RequestFinished]] = []
         self._second = -1
         self._stamp = ""
 
-    def write_soon(self, text: str) -> None:
+    def write_soon(self, event: RequestFinished) -> None:
         """A line at level INFO; it costs a fraction of a `LogRecord`."""
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        is_first = not self._gathered
-        self._gathered.append(f"{self._stamp},{int((now - second) * 1000):03d} INFO    {text}\n")
-        if is_first:
+        self._gathered.append((time.time(), event))
+        if len(self._gathered) == 1:
             try:
                 asyncio.get_running_loop().call_later(_GATHERED_FOR, self.flush)
             except RuntimeError:
                 self.flush()
+
+    def _line(self, at: float, event: RequestFinished) -> str:
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+        return f"{self._stamp},{int((at - second) * 1000):03d} INFO    {_request_line(event)}\n"
 
     def emit(self, record: logging.LogRecord) -> None:
         self.flush()
@@ -63,7 +64,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         gathered, self._gathered = self._gathered, []
         with suppress(OSError, ValueError):  # nobody reads any more; nowhere is left to say so
             if gathered:
-                self.stream.write("".join(gathered))
+                self.stream.write("".join([self._line(at, event) for at, event in gathered]))
             super().flush()
 
 
@@ -90,7 +91,8 @@ def configure_logging(level: str) -> None:
 def log_event(event: Event, /) -> None:
     """An observer."""
     if isinstance(event, RequestFinished):
-        _log_request(event)
+        if logger.isEnabledFor(logging.INFO):
+            _lines.write_soon(event)
     elif not isinstance(event, RequestStarted):
         _log_news(event)
 
@@ -115,13 +117,12 @@ def _log_news(event: Event) -> None:
             logger.warning("%s [%s]", meaning, kind)
 
 
-def _log_request(event: RequestFinished) -> None:
-    if logger.isEnabledFor(logging.INFO):
-        method, path, status, duration, _, count_in, count_out, request_id, ending = event
-        if not _is_plain(path + request_id):
-            path, request_id = _shown(path), _shown(request_id)
-        line = f"{method} {path} {status} {duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
-        _lines.write_soon(line if ending == "complete" else f"{line} {ending}")
+def _request_line(event: RequestFinished) -> str:
+    method, path, status, duration, _, count_in, count_out, request_id, ending = event
+    if not _is_plain(path + request_id):
+        path, request_id = _shown(path), _shown(request_id)
+    line = f"{method} {path} {status} {duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
+    return line if ending == "complete" else f"{line} {ending}"
 
 
 def _is_plain(text: str) -> bool:

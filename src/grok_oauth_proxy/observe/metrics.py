@@ -27,6 +27,9 @@ _disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 
+_TOGETHER: Final = 500
+"""How many requests are counted at once, at the latest; a scrape counts them all."""
+
 _ROUTES: Final = (
     "/health",
     "/metrics",
@@ -103,6 +106,7 @@ class Metrics:
 
         self._children: dict[tuple[str, str, int], Counter] = {}
         self._open = 0
+        self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
         self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
         self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
@@ -131,7 +135,10 @@ class Metrics:
 
     def __call__(self, event: Event, /) -> None:
         if isinstance(event, RequestFinished):
-            self._finish(event)
+            self._count_open(-1)
+            self._finished.append(event)
+            if self._shared or len(self._finished) >= _TOGETHER:
+                self._fold()
         elif isinstance(event, RequestStarted):
             self._count_open(1)
         else:
@@ -153,6 +160,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The Prometheus text format."""
+        self._fold()
         self._in_flight.set(self._open)
         left = self._seconds_to_expiry()
         self._expiry.set(math.nan if left is None else left)
@@ -167,8 +175,13 @@ class Metrics:
         if self._shared:
             self._in_flight.set(self._open)  # another process may be asked
 
+    def _fold(self) -> None:
+        """Count what has finished; many at once take less than one at a time."""
+        finished, self._finished = self._finished, []
+        for event in finished:
+            self._finish(event)
+
     def _finish(self, event: RequestFinished) -> None:
-        self._count_open(-1)
         method = event.method if event.method in _METHODS else "other"
         key = method, route_label(event.path), event.status
         if (child := self._children.get(key)) is None:
