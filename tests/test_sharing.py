@@ -125,14 +125,16 @@ def test_named_profile_falls_back_to_the_root_store(home: Home, own_sim: Sim) ->
 
 def test_read_only_store(home: Home, own_sim: Sim) -> None:
     """A store that cannot be written is reported on start, served from, and its login never refreshed."""
-    home.write_store(provider_store(own_sim.login(access_lifetime=6)))
+    home.write_store(provider_store(own_sim.login()))
     home.auth.chmod(0o400)
     home.auth.parent.chmod(0o500)
     try:
         with proxy_running(home, own_sim, by=UNPRIVILEGED) as proxy:
             proxy.err.wait_for("cannot be written, so its login is used but never refreshed here")
             assert proxy.http.get("/v1/models").status_code == 200
-            proxy.err.wait_for(r"\[store_read_only\]", after=len(proxy.err.lines))
+            before = len(proxy.err.lines)
+            home.write_store(provider_store(own_sim.login(access_lifetime=1)))
+            proxy.err.wait_for(r"\[store_read_only\]", after=before)
             assert own_sim.counters()["token_requests"] == 0
             assert proxy.health()["problem"]["code"] == "store_read_only"
     finally:
