@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,6 +196,15 @@ def environment(home: Home, sim: Sim | None = None, **settings: object) -> dict[
             "UPSTREAM_RETRY_DELAY": "0.05",
         }
     return env | {name: str(value) for name, value in settings.items()}
+
+
+def write_expired_login(home: Home, sim: Sim) -> None:
+    """A login whose access token the simulator refuses already, by one request that shows it."""
+    home.write_store(provider_store(sim.login(access_lifetime=1)))
+    expired = home.read_store()["providers"]["xai-oauth"]["tokens"]["access_token"]
+    deadline = time.monotonic() + 5
+    while sim.status_of(expired) == 200:
+        assert time.monotonic() < deadline
 
 
 @contextmanager

@@ -10,19 +10,11 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.harness import PATIENCE, Home, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, proxy_running, write_expired_login
 from tests.proxy.egress import Greet, egress, http_proxy, socks_proxy
 from tests.sim.harness import Sim
 
 QUESTION = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-
-
-def write_expired_login(home: Home, sim: Sim) -> None:
-    home.write_store(provider_store(sim.login(access_lifetime=1)))
-    expired = home.read_store()["providers"]["xai-oauth"]["tokens"]["access_token"]
-    while sim.status_of(expired) == 200:
-        pass
-    sim.patch(access_lifetime=3600)
 
 
 @pytest.mark.anyio
@@ -30,6 +22,7 @@ def write_expired_login(home: Home, sim: Sim) -> None:
 async def test_everything_goes_through(own_sim: Sim, home: Home, scheme: str, greet: Greet) -> None:
     """A refresh, an event stream and a WebSocket all go through the egress proxy, with its login."""
     write_expired_login(home, own_sim)
+    own_sim.patch(access_lifetime=3600)
     asked: list[str] = []
     async with egress(greet, asked) as port:
         with ExitStack() as stack:
@@ -75,6 +68,7 @@ async def hangs_up(reader: StreamReader, _writer: StreamWriter) -> str:
 async def test_no_way_out(own_sim: Sim, home: Home, greet: Greet | None) -> None:
     """An egress proxy that leads nowhere is told in plain words, and the login is not in doubt for it."""
     write_expired_login(home, own_sim)
+    own_sim.patch(access_lifetime=3600)
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(egress(greet or refuses, []))
         if greet is None:

@@ -9,7 +9,7 @@ import pytest
 
 from grok_oauth_proxy.credentials.token import read_token
 from tests.credentials.fakes import bearer
-from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running, write_expired_login
 from tests.sim.harness import Sim
 
 STYLES = ["401", "403-flat", "403-nested", "403-wke"]
@@ -168,14 +168,10 @@ def test_large_body_is_not_sent_twice(home: Home, own_sim: Sim) -> None:
 
 def test_expired_token_is_refreshed_before_the_request(home: Home, own_sim: Sim) -> None:
     """A login that expired while the proxy was off is refreshed on start, and no request sees it."""
-    home.write_store(provider_store(own_sim.login(access_lifetime=1)))
-    expired = home.read_store()["providers"]["xai-oauth"]["tokens"]["access_token"]
-    deadline = time.monotonic() + 5
-    while own_sim.status_of(expired) == 200:
-        assert time.monotonic() < deadline
+    write_expired_login(home, own_sim)
     with proxy_running(home, own_sim) as proxy:
         assert proxy.http.get("/v1/models").status_code == 200
-        assert own_sim.counters()["stale_rejections"] == 1  # the probe above
+        assert own_sim.counters()["stale_rejections"] == 1  # of the probe whether it has expired
 
 
 def test_no_credentials_is_no_stale_token(shared_proxy: Proxy, shared_sim: Sim) -> None:

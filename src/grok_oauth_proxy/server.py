@@ -29,7 +29,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                interface="asgi3",
+                interface="asgi3",  # told, because the application need not be a coroutine function
                 http=partial(Connection, observer),  # type: ignore[arg-type]  # called like a class
                 ws="none",
                 lifespan="off",

@@ -24,7 +24,7 @@ from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Request, UpstreamFailure
-from tests.proxy.api import OK, SWITCHING, WHOLE, Api, each, get, outcome, post, rounds, whole
+from tests.proxy.api import OK, SWITCHING, WHOLE, Api, Script, each, get, outcome, post, rounds, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -58,69 +58,44 @@ async def test_tls_session_is_resumed(api: Api, version: ssl.TLSVersion) -> None
     assert resumed == [False, True, True]
 
 
-def cut(writer: StreamWriter) -> None:
+def bare(speaking: ssl.SSLSocket | StreamWriter) -> socket.socket:
+    """The connection without its TLS; closing it ends nothing."""
+    whole = speaking.get_extra_info("socket") if isinstance(speaking, StreamWriter) else speaking
+    return socket.socket(fileno=os.dup(whole.fileno()))
+
+
+def cut(speaking: ssl.SSLSocket | StreamWriter) -> None:
     """A FIN of TCP without a word of TLS; abort() would reset the connection."""
-    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
-        bare.shutdown(socket.SHUT_WR)
+    with bare(speaking) as connection:
+        connection.shutdown(socket.SHUT_WR)
+
+
+def says_last(answer: bytes, *, goodbye: bool) -> Script:
+    """Answers, and ends the connection in order or by a cut."""
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        if not goodbye:
+            cut(writer)
+            await reader.read()
+
+    return script
 
 
 @pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
 async def test_tls_end(api: Api, goodbye: bool) -> None:
     """Over TLS a body that ends with the connection is whole only if the API said goodbye."""
-    context = certified(api)
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK + b"\r\nhalf")
-        await writer.drain()
-        if not goodbye:
-            cut(writer)
-            await reader.read()
-
-    async with api.serving(script, context):
+    async with api.serving(says_last(OK + b"\r\nhalf", goodbye=goodbye), certified(api)):
         assert await outcome(api, get()) == ((200, b"half") if goodbye else "truncated half")
-
-
-async def test_tls_end_behind_a_whole_answer(api: Api) -> None:
-    """What came before an end without goodbye is delivered, though the client was slow to take it."""
-    context, size = certified(api), 30_000_000
-
-    def send_all(listener: socket.socket) -> None:
-        accepted, _ = listener.accept()
-        with context.wrap_socket(accepted, server_side=True) as speaking:
-            speaking.recv(65536)
-            speaking.sendall(OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        api.url = f"https://localhost:{listener.getsockname()[1]}/v1"
-        sending = asyncio.create_task(asyncio.to_thread(send_all, listener))
-        upstream = api.upstream()
-        answer = await upstream.send(get())
-        count = 0
-        while (chunk := await answer.chunk()) is not None:
-            count += len(chunk)
-            await rounds(1)  # slower than it comes
-        assert count == size
-        await sending
-        await upstream.aclose()
 
 
 @pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "cut"])
 async def test_tls_end_of_a_tunnel(api: Api, goodbye: bool) -> None:
     """Over TLS a tunnel ends in order only if the API said goodbye; what came before arrives either way."""
-    context = certified(api)
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(SWITCHING + b"last")
-        await writer.drain()
-        if not goodbye:
-            cut(writer)
-            await reader.read()
-
     near, far = socket.socketpair()
-    async with api.serving(script, context):
+    async with api.serving(says_last(SWITCHING + b"last", goodbye=goodbye), certified(api)):
         upstream, before = api.upstream(), asyncio.Protocol()
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: before, near)
         client = End(transport, before, b"", ClientGone(), full=False)
@@ -218,8 +193,8 @@ async def test_garbage_among_records(api: Api) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(OK + b"Content-Length: 9\r\n\r\nhalf")
         await writer.drain()
-        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as bare:
-            bare.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        with bare(writer) as connection:
+            connection.send(b"\x17\x03\x03\x00\x20" + bytes(32))
         await reader.read()
 
     async with api.serving(script, context):
@@ -241,6 +216,25 @@ def in_a_thread(api: Api, serve: Callable[[ssl.SSLSocket], None]) -> Iterator[No
         served = thread.submit(accept)
         yield
         served.result(5)
+
+
+async def test_tls_end_behind_a_whole_answer(api: Api) -> None:
+    """What came before an end without goodbye is delivered, though the client was slow to take it."""
+    size = 30_000_000
+
+    def serve(speaking: ssl.SSLSocket) -> None:
+        speaking.recv(65536)
+        speaking.sendall(OK + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+
+    with in_a_thread(api, serve):
+        upstream = api.upstream()
+        answer = await upstream.send(get())
+        count = 0
+        while (chunk := await answer.chunk()) is not None:
+            count += len(chunk)
+            await rounds(1)  # slower than it comes
+        assert count == size
+        await upstream.aclose()
 
 
 @pytest.mark.parametrize("record", [15_500, 16_384, 100_000])
@@ -272,8 +266,7 @@ async def test_end_while_uploading(api: Api, goodbye: bool) -> None:
             if goodbye:
                 speaking.unwrap()
             else:
-                with socket.socket(fileno=os.dup(speaking.fileno())) as bare:
-                    bare.shutdown(socket.SHUT_WR)
+                cut(speaking)
         may_end.wait(5)
 
     async def endless() -> AsyncIterator[bytes]:

@@ -222,14 +222,12 @@ class TokenManager:
 
     def _usable(self, refused: Token | None, at_least: float) -> Token | None:
         now = self._clock.wall()
-        bad = (
-            [known.bearer for known in (refused, self._useless) if known] if refused or self._useless else ()
-        )
+        bad = [known.bearer for known in (refused, self._useless) if known]
         for token in self._tokens_in_use():
             needed = token.margin
             if at_least > needed:
                 needed = max(min(at_least, token.refresh_window(self._window)), needed)
-            if token.remaining(now) > needed and (not bad or token.bearer not in bad):
+            if token.remaining(now) > needed and token.bearer not in bad:
                 return token
         return None
 
