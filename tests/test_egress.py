@@ -54,7 +54,7 @@ async def test_everything_goes_through(own_sim: Sim, home: Home, scheme: str, gr
 
 async def refuses(reader: StreamReader, writer: StreamWriter) -> str:
     await reader.readuntil(b"\r\n\r\n")
-    writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+    writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 4\r\n\r\nno!\n")
     raise ConnectionError
 
 
@@ -64,8 +64,12 @@ async def hangs_up(reader: StreamReader, _writer: StreamWriter) -> str:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("greet", [refuses, hangs_up, None], ids=["refuses", "hangs up", "is not there"])
-async def test_no_way_out(own_sim: Sim, home: Home, greet: Greet | None) -> None:
+@pytest.mark.parametrize(
+    ("greet", "told"),
+    [(refuses, "egress_refused"), (hangs_up, "egress_refused"), (None, "unreachable")],
+    ids=["refuses", "hangs up", "is not there"],
+)
+async def test_no_way_out(own_sim: Sim, home: Home, greet: Greet | None, told: str) -> None:
     """An egress proxy that leads nowhere is told in plain words, and the login is not in doubt for it."""
     write_expired_login(home, own_sim)
     own_sim.patch(access_lifetime=3600)
@@ -77,9 +81,9 @@ async def test_no_way_out(own_sim: Sim, home: Home, greet: Greet | None) -> None
             proxy = await asyncio.to_thread(
                 running.enter_context, proxy_running(home, own_sim, ALL_PROXY=f"http://127.0.0.1:{port}")
             )
-            await asyncio.to_thread(proxy.err.wait_for, r"could not be refreshed \(unreachable\)")
+            await asyncio.to_thread(proxy.err.wait_for, rf"\[{told}\]")
             answer = await asyncio.to_thread(proxy.http.get, "/v1/models")
             await asyncio.to_thread(running.close)
     assert answer.status_code == 503
-    assert answer.json()["error"]["code"] == "unreachable"
+    assert answer.json()["error"]["code"] == told
     assert not [line for line in proxy.err.lines if "bug" in line or "doubt" in line]

@@ -281,12 +281,13 @@ def test_unreachable(home: Home, own_sim: Sim) -> None:
 
 
 def test_read_timeout(home: Home, own_sim: Sim) -> None:
-    """An API that stays silent longer than UPSTREAM_READ_TIMEOUT becomes a 504."""
+    """An API that stays silent longer than UPSTREAM_READ_TIMEOUT becomes a 504, without another try."""
     home.write_store(provider_store(own_sim.login()))
     with proxy_running(home, own_sim, UPSTREAM_READ_TIMEOUT="0.3") as proxy:
-        answer = proxy.http.post("/v1/echo", headers={"x-sim": "delay=20"})
+        answer = proxy.http.get("/v1/models", headers={"x-sim": "delay=20"})
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "upstream_timeout"
+        assert proxy.metric('proxy_upstream_errors_total{kind="timeout"}') == 1
 
 
 @pytest.mark.parametrize("status", [429, 502, 503])

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import socket
 
+import httpx
 import pytest
 
+from grok_oauth_proxy.observe.health import UpstreamPing
+from grok_oauth_proxy.web.pages import create_pages
 from tests.harness import Home, Proxy, provider_store, proxy_running
+from tests.observe.test_health import WELL
 from tests.sim.harness import Sim
 
 
@@ -129,3 +133,24 @@ def test_pages_are_read_only(shared_proxy: Proxy) -> None:
     answer = shared_proxy.http.post("/health")
     assert answer.status_code == 405
     assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.anyio
+async def test_page_that_fails() -> None:
+    """A bug behind a page is answered in the shape of every other error, and goes on to be told."""
+
+    async def ping() -> UpstreamPing:
+        raise ArithmeticError
+
+    pages = create_pages(status=lambda: WELL, ping=ping, metrics=bytes, api_base="")
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(pages, raise_app_exceptions=False), base_url="http://x"
+    ) as client:
+        answer = await client.get("/health?deep=1")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
+def test_wrong_method(shared_proxy: Proxy) -> None:
+    """A page that is asked in another way says which ways there are."""
+    answer = shared_proxy.http.post("/health")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")

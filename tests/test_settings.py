@@ -119,12 +119,17 @@ def test_empty_means_unset(environment: pytest.MonkeyPatch, name: str) -> None:
 
 def test_home_is_expanded(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A tilde in a path, which a service manager leaves alone, means the home directory."""
-    for name in ("GROK_PROXY_AUTH_STATE", "HERMES_HOME", "HERMES_AUTH_PATH"):
-        environment.setenv(name, "~/there")
+    names = ("grok_proxy_auth_state", "hermes_home", "hermes_auth_path")
+    for name in names:
+        environment.setenv(name.upper(), f"~/{name}")
     settings = load_settings()
-    assert {settings.grok_proxy_auth_state, settings.hermes_home, settings.hermes_auth_path} == {
-        tmp_path / "there"
-    }
+    assert [getattr(settings, name) for name in names] == [tmp_path / name for name in names]
+
+
+def test_hosts_as_they_are_written(environment: pytest.MonkeyPatch) -> None:
+    """An IPv6 address may be allowed with brackets, as in a URL, or without."""
+    environment.setenv("PROXY_ALLOWED_HOSTS", "[fd00::1], fd00::2, box.example:9996, [fd00::3]:1")
+    assert load_settings().proxy_allowed_hosts == ("fd00::1", "fd00::2", "box.example:9996", "[fd00::3]:1")
 
 
 def test_frozen() -> None:

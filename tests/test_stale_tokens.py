@@ -9,7 +9,15 @@ import pytest
 
 from grok_oauth_proxy.credentials.token import read_token
 from tests.credentials.fakes import bearer
-from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running, write_expired_login
+from tests.harness import (
+    PATIENCE,
+    Home,
+    Proxy,
+    before_bare_api,
+    provider_store,
+    proxy_running,
+    write_expired_login,
+)
 from tests.sim.harness import Sim
 
 STYLES = ["401", "403-flat", "403-nested", "403-wke"]
@@ -58,6 +66,26 @@ def test_foreign_coding_of_another_refusal(shared_proxy: Proxy, shared_sim: Sim)
     assert answer.status_code == 403
     assert "active Grok subscription" in answer.text
     assert shared_sim.counters()["token_requests"] == before
+
+
+def test_foreign_coding_and_no_second_answer(home: Home, own_sim: Sim) -> None:
+    """A refusal in a coding unknown here is delivered as it came when asking once more fails."""
+    head = b"HTTP/1.1 403 Forbidden\r\nContent-Encoding: br\r\nConnection: close\r\nContent-Length: 4\r\n\r\n"
+
+    def ask() -> tuple[int, bytes]:
+        with proxy.http.stream("POST", "/v1/x", headers={"accept-encoding": "br"}) as answer:
+            return answer.status_code, b"".join(answer.iter_raw())
+
+    with before_bare_api(home, own_sim) as (listener, proxy), ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        first, _ = listener.accept()
+        with first:
+            first.recv(65536)
+            first.sendall(head + b"gone")
+            second, _ = listener.accept()
+            second.recv(65536)
+            second.close()
+            assert asking.result(PATIENCE) == (403, b"gone")
 
 
 def test_many_refused_at_once_cost_one_refresh(home: Home, own_sim: Sim) -> None:

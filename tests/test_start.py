@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.harness import UNPRIVILEGED, Home, environment, pool_store, provider_store, proxy_running, run
-from tests.sim.harness import Sim
+from tests.harness import (
+    PATIENCE,
+    UNPRIVILEGED,
+    Home,
+    environment,
+    pool_store,
+    provider_store,
+    proxy_running,
+    run,
+)
+from tests.sim.harness import Sim, client
 
 NO_CLIENT_JWT = "eyJhbGciOiJub25lIn0.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln"
 
@@ -133,6 +146,13 @@ def test_open_port_with_key_asks_for_it_everywhere(home: Home, own_sim: Sim) -> 
         ("XAI_BASE_URL", "https://\u00fc.x.ai/v1", "it must be plain"),
         ("GROK_PROXY_AUTH_STATE", "~nosuchuser/x", "names no home directory"),
         ("PROXY_ALLOWED_ORIGINS", "localhost:3000", "write each origin like"),
+        ("PROXY_ALLOWED_HOSTS", "*", "write each host like"),
+        ("PROXY_ALLOWED_HOSTS", "http://box.example", "write each host like"),
+        ("HERMES_AUTH_PATH", "/", "name a file"),
+        ("GROK_PROXY_AUTH_STATE", ".", "name a file"),
+        ("ALL_PROXY", "socks5://me:p%C3%A4ss@127.0.0.1:1", "its login cannot be sent"),
+        ("ALL_PROXY", f"socks5://{'m' * 256}:p@127.0.0.1:1", "its login cannot be sent"),
+        ("HTTPS_PROXY", "http://a..b:80", "HTTPS_PROXY"),
     ],
 )
 def test_bad_configuration(home: Home, own_sim: Sim, name: str, value: str, said: str) -> None:
@@ -247,6 +267,57 @@ def test_corrupt_state_is_kept_aside(home: Home, own_sim: Sim) -> None:
         assert "is kept as" in "\n".join(proxy.err.lines)
     assert home.state.with_name("auth_state.json.corrupt-1").read_text() == "half a file {"
     assert json.loads(home.state.read_text())["source"] == "hermes"
+
+
+def test_state_of_another_program(home: Home, own_sim: Sim) -> None:
+    """What is no state file of this version is left as it is: the start is refused."""
+    home.write_store(provider_store(own_sim.login()))
+    home.state.parent.mkdir(mode=0o700, parents=True)
+    home.state.touch(mode=0o600)
+    home.state.write_text('{"version": 99, "provider": "xai-oauth"}')
+    code, line = refusal(environment(home))
+    assert code == 3
+    assert "no state file of this version, and is left as it is" in line
+    assert home.state.read_text() == '{"version": 99, "provider": "xai-oauth"}'
+    assert [path.name for path in home.state.parent.iterdir()] == ["auth_state.json"]
+
+
+def test_state_in_the_place_of_the_store(home: Home, own_sim: Sim) -> None:
+    """Hermes' store is not taken for the proxy's state file, whatever the setting says."""
+    home.write_store(provider_store(own_sim.login()))
+    before = home.auth.read_bytes()
+    code, line = refusal(environment(home, GROK_PROXY_AUTH_STATE=home.auth))
+    assert code == 2
+    assert "names Hermes' own store" in line
+    assert home.auth.read_bytes() == before
+
+
+def test_closed_output(home: Home, own_sim: Sim) -> None:
+    """Started with its standard streams closed, it serves, and ends in order."""
+    home.write_store(provider_store(own_sim.login()))
+    env = environment(home, own_sim)
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "grok_oauth_proxy"]
+    with subprocess.Popen(command, env=env) as process:
+        try:
+            address = home.state.with_name("address")
+            deadline = time.monotonic() + PATIENCE
+            while not (address.exists() and address.read_text().endswith("\n")):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.01)
+            with client(address.read_text().strip()) as http:
+                while _health(http) != 200:
+                    assert time.monotonic() < deadline
+        finally:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+
+
+def _health(http: httpx.Client) -> int:
+    try:
+        return http.get("/health").status_code
+    except httpx.HTTPError:
+        return 0
 
 
 def test_stops_cleanly(home: Home, own_sim: Sim) -> None:

@@ -149,7 +149,7 @@ def _application(
 
 def _control_plane(settings: Settings, tls: ssl.SSLContext) -> httpx.AsyncClient:
     proxy = egress_proxy(settings.xai_oauth_issuer)
-    transport = EgressTransport.from_url(proxy, verify=tls, rdns=True) if proxy else None
+    transport = EgressTransport(proxy, tls) if proxy else None
     return httpx.AsyncClient(trust_env=False, transport=transport, verify=tls)
 
 

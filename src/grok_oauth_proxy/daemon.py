@@ -28,6 +28,7 @@ def run(settings: Settings, *, worker: int | None = None) -> int:
     `worker`: the descriptor of the socket to serve as one of several processes.
     """
     os.umask(0o077)
+    _occupy_standard_streams()
     configure_logging(settings.log_level)
     refuse_unsafe_start(settings)
     if settings.proxy_workers > 1 and worker is None:
@@ -36,6 +37,15 @@ def run(settings: Settings, *, worker: int | None = None) -> int:
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(settings) if worker is None else _work(settings, worker))
     return 0
+
+
+def _occupy_standard_streams() -> None:
+    """Where one was closed, the next file or socket would get its number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 async def _serve(settings: Settings) -> None:
@@ -91,9 +101,10 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 def _greet(settings: Settings, sock: socket.socket) -> None:
     wanted, url = settings.proxy_port, url_of(sock)
-    if wanted and sock.getsockname()[1] != wanted:
-        click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
-    click.echo(f"grok-oauth-proxy is ready: {url}/v1", err=True)
+    with suppress(OSError):  # nobody reads it
+        if wanted and sock.getsockname()[1] != wanted:
+            click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
+        click.echo(f"grok-oauth-proxy is ready: {url}/v1", err=True)
 
 
 @contextmanager

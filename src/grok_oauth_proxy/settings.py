@@ -17,6 +17,7 @@ from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 
 MIN_API_KEY_LENGTH = 16
 
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@*\s]+)(:[0-9]{1,5})?|[0-9a-f]*:[0-9a-f:.]*:[0-9a-f.]*")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
@@ -88,6 +89,20 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("its ~ names no home directory") from None
 
+    @field_validator("grok_proxy_auth_state", "hermes_auth_path")
+    @classmethod
+    def _a_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.name.strip("."):
+            raise ValueError("name a file, not a folder")
+        return value
+
+    @field_validator("proxy_allowed_hosts")
+    @classmethod
+    def _each_host_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HOST.fullmatch(host) for host in value):
+            raise ValueError("write each host like box.example or box.example:9996")
+        return tuple(host.strip("[]") if host.endswith("]") else host for host in value)
+
     @field_validator("proxy_host")
     @classmethod
     def _bare_address(cls, value: str) -> str:
@@ -125,7 +140,7 @@ def load_settings() -> Settings:
     """Read and check the environment; raise `ConfigurationError` that names the first bad variable."""
     _refuse_misspellings(os.environ)
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = str(first["loc"][0]).upper() if first["loc"] else "settings"
@@ -134,6 +149,12 @@ def load_settings() -> Settings:
     except RuntimeError:
         # Path.home() finds neither HOME nor a password entry.
         raise ConfigurationError("No home directory is known. Set HOME.") from None
+    state = settings.grok_proxy_auth_state.resolve()
+    if any(state == store.resolve() for store in settings.hermes_stores):
+        raise ConfigurationError(
+            "GROK_PROXY_AUTH_STATE names Hermes' own store. Unset it, or name another file."
+        )
+    return settings
 
 
 def _guards_the_port(bare: str, squeezed: Iterable[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -1284,6 +1285,19 @@ async def test_state_file_damaged_while_running(world: World) -> None:
     assert kept.read_text() == "{damaged"
     assert any(kept.name in event.message for event in world.events if isinstance(event, StoreTrouble))
     assert name_of(world.remembered().grant or OLD) == "refresh-a+1"
+
+
+async def test_state_file_of_a_later_version(world: World) -> None:
+    """One that another version put there while running is not written over; the store alone is kept."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    later = json.dumps({"version": 99, "provider": "xai-oauth"})
+    world.state_file.path.write_text(later)
+    await tokens.get()
+    await tokens.reload()
+    assert world.state_file.path.read_text() == later
+    assert world.held() == ["refresh-a+1"]
+    assert any(isinstance(event, StoreTrouble) and event.code == "foreign" for event in world.events)
 
 
 async def test_damaged_state_file(world: World) -> None:

@@ -46,7 +46,10 @@ async def http_proxy(reader: StreamReader, writer: StreamWriter) -> str:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     target = head.split(" ")[1]
     login = next(line for line in head.splitlines() if line.lower().startswith("proxy-authorization"))
-    writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+    for piece in (b"HTTP/1.1 2", b"00 Connected\r\nVia: 1.1 x", b"\r\n\r", b"\n"):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.01)  # so that each travels by itself
     return f"{base64.b64decode(login.split(' ')[-1]).decode()}@{target}"
 
 

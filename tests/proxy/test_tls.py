@@ -123,7 +123,7 @@ async def test_mistrusted(api: Api, mistrusted: str) -> None:
     if mistrusted == "issuer":
         api.tls = tls_context()
     async with api.serving(script, context):
-        assert await outcome(api, get()) == "unreachable"
+        assert await outcome(api, get()) == "certificate"
     assert not any(asked)
 
 

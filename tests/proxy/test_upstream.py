@@ -518,6 +518,39 @@ async def test_egress_proxy(api: Api, scheme: str, greet: Greet) -> None:
     assert asked == [f"me:p@ss@localhost:{api.url.split(':')[2].removesuffix('/v1')}"]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 3\r\n\r\nno!",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"SSH-2.0-x\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000,
+    ],
+    ids=["refuses", "half a head", "answers itself", "no HTTP", "hangs up", "endless"],
+)
+async def test_egress_proxy_that_opens_nothing(api: Api, answer: bytes) -> None:
+    """What is no whole and plain opening of a tunnel gets no request through it."""
+    got: list[bytes] = []
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        got.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        await writer.drain()
+        writer.write_eof()
+        got.append(await reader.read())
+
+    proxy = Api()
+    async with proxy.serving(script):
+        upstream = api.upstream(proxy=proxy.url.removesuffix("/v1"))
+        with pytest.raises(UpstreamFailure, match="egress_refused") as caught:
+            await upstream.send(get())
+        await upstream.aclose()
+    assert caught.value.sent is False
+    assert b"".join(got[1:]) == b""
+
+
 async def test_nobody_there(api: Api) -> None:
     """A port that is closed is unreachable, and nothing was sent."""
     async with api.serving(each(WHOLE)):

@@ -56,6 +56,8 @@ class Chain:
         """The store still holds a link that was spent here, because writing to it failed."""
         self._seen: set[str] = set()
         """The links the store held when it was last read."""
+        self._foreign = False
+        """What stands in the state file's place is not ours to overwrite."""
         self._client_id = client_id
         self._unsaved: tuple[Grant, Grant] | None = None
         self._state_file = state_file
@@ -81,8 +83,10 @@ class Chain:
         try:
             known = self._state_file.load()
         except StoreProblem as problem:
+            self._foreign = problem.code == "foreign"
             self._observer(StoreTrouble(problem.code, self._kept_aside(problem)))
             return
+        self._foreign = False
         if known is not None:
             self.state = known.merged(self.state)
 
@@ -245,6 +249,8 @@ class Chain:
             return False
 
     def _save_state(self) -> bool:
+        if self._foreign:
+            return False
         try:
             self._state_file.save(self.state)
         except OSError as error:

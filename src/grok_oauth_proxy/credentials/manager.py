@@ -26,6 +26,7 @@ from grok_oauth_proxy.credentials.messages import (
     READ_ONLY,
     TRANSIENT,
     UNSAVED,
+    WAY_OUT,
 )
 from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Refresher, Terminal, Transient
 from grok_oauth_proxy.credentials.status import CredentialStatus
@@ -342,7 +343,7 @@ class TokenManager:
             case Transient() as failure:
                 if first and not failure.may_have_spent:
                     await asyncio.to_thread(self._chain.note_unspent)
-                message = TRANSIENT.format(reason=failure.reason)
+                message = WAY_OUT.get(failure.reason) or TRANSIENT.format(reason=failure.reason)
                 self._fail(RefreshFailed(failure.reason, message, terminal=False), failure.retry_after)
         return False
 

@@ -30,6 +30,19 @@ TRANSIENT: Final = (
     "network and https://status.x.ai."
 )
 
+WAY_OUT: Final = {
+    "certificate": (
+        "What answers for the authorization server has a certificate that this machine does not trust, so "
+        "the access token was not refreshed. If your network inspects TLS, name the certificate of "
+        "its authority in SSL_CERT_FILE and restart the proxy."
+    ),
+    "egress_refused": (
+        "The egress proxy does not let the refresh of the access token through. Correct HTTPS_PROXY or "
+        "ALL_PROXY and the login in it, and restart the proxy."
+    ),
+}
+"""What stands between this machine and the authorization server, where that is known."""
+
 DOUBTFUL: Final = (
     "The answer to the last refresh was lost, so the refresh token may be spent; sending it again now could "
     "end the login. The access token is used up first. If the API no longer takes that, sign in again with "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,9 @@ from grok_oauth_proxy.credentials.token import Grant, fresh_token, refresh_text
 from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 
 TERMINAL_ERRORS = frozenset({"invalid_grant", "invalid_client"})
-_REFUSED = frozenset({"unreachable", "untrusted_token_endpoint", "not_json", "http_503"})
+_REFUSED = frozenset(
+    {"unreachable", "certificate", "egress_refused", "untrusted_token_endpoint", "not_json", "http_503"}
+)
 """Failures before the grant was looked at, as every 4xx is: no connection, a firewall's page, no capacity."""
 _MAX_REPLY = 256 * 1024
 _MAX_RETRY_AFTER = 300.0
@@ -211,6 +214,17 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 
 
 def _network_reason(error: httpx.HTTPError) -> str:
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
-        return "unreachable"
+    if isinstance(error, httpx.ProxyError):
+        return "egress_refused"
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return "certificate" if _distrusts(error) else "unreachable"
     return "timeout" if isinstance(error, httpx.TimeoutException) else "broken_off"
+
+
+def _distrusts(error: BaseException | None) -> bool:
+    """Whether a certificate that does not verify lies behind it."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -17,6 +17,7 @@ from grok_oauth_proxy.credentials.token import Grant, read_token
 from grok_oauth_proxy.errors import StoreProblem
 
 _VERSION = 1
+_PROVIDER = "xai-oauth"
 _REMEMBERED = 64
 """How many links are remembered. An older copy of the store that is put back would be believed."""
 
@@ -130,7 +131,13 @@ class StateFile:
         try:
             return _decode(content)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-            raise StoreProblem(f"{self.path} has an unknown shape.", code="corrupt") from None
+            if not content or (content.get("provider"), content.get("version")) == (_PROVIDER, _VERSION):
+                raise StoreProblem(f"{self.path} has an unknown shape.", code="corrupt") from None
+            raise StoreProblem(
+                f"{self.path} is no state file of this version, and is left as it is. Move it away, or set "
+                "GROK_PROXY_AUTH_STATE to another file.",
+                code="foreign",
+            ) from None
 
     def set_aside_if_corrupt(self) -> str | None:
         """Keep a damaged file under another name, so that it is never overwritten; says so, or None."""
@@ -156,7 +163,7 @@ class StateFile:
 def _encode(state: State) -> dict[str, Any]:
     return {
         "version": _VERSION,
-        "provider": "xai-oauth",
+        "provider": _PROVIDER,
         "source": state.source,
         "client_id": state.client_id,
         "tokens": _encode_grant(state.grant) if state.grant else None,

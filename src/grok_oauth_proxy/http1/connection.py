@@ -36,6 +36,7 @@ _LONGEST_LINGER: Final = 30.0
 _LOOK: Final = 0.25
 """Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
 _NOT_HTTP: Final = "This is not a valid HTTP/1.1 request."
+_TOO_LARGE: Final = (431, f"The head of the request is larger than {MAX_HEAD} bytes.")
 _BAD_TARGET: Final = "The path or query holds a byte that must be percent-encoded (RFC 3986 §2.1)."
 
 
@@ -188,14 +189,16 @@ class Connection(FlowControl):
                 data = self._declined_upgrade(data[upgrade.args[0] :])
                 continue
             except httptools.HttpParserCallbackError as error:
-                self._refuse(431 if isinstance(error.__context__, OverflowError) else 400)
+                self._refuse(*(_TOO_LARGE if isinstance(error.__context__, OverflowError) else (400,)))
             except httptools.HttpParserInvalidURLError:
                 self._refuse(400, _BAD_TARGET)
             except httptools.HttpParserError:
                 self._refuse(400)
             else:
                 if self._overhead > MAX_HEAD:
-                    self._refuse(400 if self._incoming is not None and not self._incoming.whole else 431)
+                    self._refuse(
+                        *((400,) if self._incoming is not None and not self._incoming.whole else _TOO_LARGE)
+                    )
             return
 
     def _begun(self, data: bytes) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import logging
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Final, TextIO
@@ -37,13 +38,16 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         self._gathered: list[tuple[float, RequestFinished]] = []
+        self._gathering = threading.Lock()
         self._second = -1
         self._stamp = ""
 
     def write_soon(self, event: RequestFinished) -> None:
         """A line at level INFO; it costs a fraction of a `LogRecord`."""
-        self._gathered.append((time.time(), event))
-        if len(self._gathered) == 1:
+        with self._gathering:
+            self._gathered.append((time.time(), event))
+            first = len(self._gathered) == 1
+        if first:
             try:
                 asyncio.get_running_loop().call_later(_GATHERED_FOR, self.flush)
             except RuntimeError:
@@ -61,7 +65,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def flush(self) -> None:
-        gathered, self._gathered = self._gathered, []
+        with self._gathering:  # another thread may have something to say
+            gathered, self._gathered = self._gathered, []
         with suppress(OSError, ValueError):  # nobody reads any more; nowhere is left to say so
             if gathered:
                 self.stream.write("".join([self._line(at, event) for at, event in gathered]))

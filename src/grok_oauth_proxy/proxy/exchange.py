@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
@@ -15,6 +15,8 @@ from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
 from grok_oauth_proxy.proxy.websocket import Handshake
+
+_UPLOAD_LIFE: Final = 60.0
 
 
 class Client(Protocol):
@@ -52,6 +54,7 @@ class Exchange:
         self, scope: Scope, receive: Receive, send: Send, clock: Clock, *, replay_limit: int
     ) -> None:
         self.client: Client = scope["state"]["client"]
+        self._replay_limit = replay_limit
         self._send = send
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
@@ -78,6 +81,14 @@ class Exchange:
             headers.append((b"x-request-id", self.request_id.encode()))
         else:
             self.request_id = theirs.decode("latin-1")
+
+    @property
+    def life_needed(self) -> float:
+        """Seconds the token should still live: an upload may be too large to be sent again with another."""
+        if self.body.kept_whole and self.body.ended:
+            return 0.0
+        length = dict(self.framing).get(b"content-length")
+        return 0.0 if length is not None and int(length) <= self._replay_limit else _UPLOAD_LIFE
 
     @property
     def brings_secret(self) -> bool:

@@ -30,9 +30,6 @@ from grok_oauth_proxy.proxy.replies import unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
 from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
 
-_UPLOAD_LIFE = 60.0
-"""Seconds a token should still live when an upload begins that may be too large to be sent again."""
-
 
 class Proxy:
     """The ASGI application for /v1. `replay_limit`: up to how many bytes a body is kept to be sent again."""
@@ -104,7 +101,7 @@ class Proxy:
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
         target = upstream_target(exchange.client.target, self._upstream.base_path)
-        token = await self._tokens.get(at_least=self._life_needed(exchange))
+        token = await self._tokens.get(at_least=exchange.life_needed)
         outcome = await self._send(exchange, target, token)
         if isinstance(outcome, Peeked) and outcome.answer.status < 400:
             self._recovery.note_accepted(exchange.raw_path)
@@ -133,29 +130,33 @@ class Proxy:
                     self._observer(StaleTokenRetry("success"))
                 return outcome
 
-    def _life_needed(self, exchange: Exchange) -> float:
-        if exchange.body.kept_whole and exchange.body.ended:
-            return 0.0
-        length = dict(exchange.framing).get(b"content-length")
-        return 0.0 if length is not None and int(length) <= self._replay_limit else _UPLOAD_LIFE
-
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
         try:
             answer = await self._upstream.send(self._request(exchange, target, token))
             if answer.status < 400:
                 return Peeked(answer)
             peeked = await peek(answer)
-            if peeked.unreadable and exchange.body.kept_whole:
-                # The refusal did no work, and whether it speaks of the token must be known.
-                await answer.aclose()
-                request = self._request(exchange, target, token, plain=True)
-                peeked = await peek(await self._upstream.send(request))
         except UpstreamFailure as failure:
             self._observer(UpstreamFailed(failure.kind))
             return failure
+        if peeked.unreadable and exchange.body.kept_whole:
+            peeked = await self._ask_plainly(peeked, self._request(exchange, target, token, plain=True))
         if peeked.rejection:
             self._observer(UpstreamRejected(peeked.rejection.kind, peeked.rejection.meaning))
         return peeked
+
+    async def _ask_plainly(self, refused: Peeked, request: Request) -> Peeked:
+        """The refusal did no work, and whether it speaks of the token must be known."""
+        try:
+            plain = await peek(await self._upstream.send(request))
+        except UpstreamFailure as failure:
+            self._observer(UpstreamFailed(failure.kind))
+            return refused
+        except BaseException:
+            await refused.answer.aclose()
+            raise
+        await refused.answer.aclose()
+        return plain
 
     def _request(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Request:
         host, handshake = self._upstream.host, exchange.handshake
@@ -170,6 +171,8 @@ class Proxy:
     ) -> Step | None:
         """The token and attempt to go on with, after waiting where that is called for; None to stop here."""
         if isinstance(outcome, UpstreamFailure):
+            if outcome.kind == "timeout":
+                return None  # the time is not spent once more
             decision = retry.after_failure(attempt, self._policy, sent=outcome.sent, stale=outcome.stale)
         elif outcome.rejection is STALE_TOKEN and exchange.brings_secret:
             return None

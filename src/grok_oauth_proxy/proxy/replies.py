@@ -6,11 +6,27 @@ import http
 import json
 import random
 from email.utils import formatdate
+from typing import Final
 
 from grok_oauth_proxy.asgi import Send
 from grok_oauth_proxy.errors import ClientError, ProxyError, UpstreamUnavailable
 from grok_oauth_proxy.proxy.headers import Headers
 from grok_oauth_proxy.proxy.upstream import UpstreamFailure
+
+_NO_ANSWER: Final = (
+    "The Grok API could not be reached or broke off before it answered. Check the network, HTTPS_PROXY "
+    "and https://status.x.ai, then try again."
+)
+_WAY_OUT: Final = {
+    "certificate": (
+        "What answers for the Grok API has a certificate that this machine does not trust. If your network "
+        "inspects TLS, name its authority's certificate in SSL_CERT_FILE and restart the proxy."
+    ),
+    "egress_refused": (
+        "The egress proxy does not let requests through to the Grok API. Correct HTTPS_PROXY or ALL_PROXY "
+        "and the login in it, and restart the proxy."
+    ),
+}
 
 
 def new_request_id() -> str:
@@ -67,8 +83,7 @@ def unavailable(failure: UpstreamFailure) -> ProxyError:
             status=504,
         )
     return UpstreamUnavailable(
-        "The Grok API could not be reached or broke off before it answered. Check the network, HTTPS_PROXY "
-        "and https://status.x.ai, then try again.",
+        _WAY_OUT.get(failure.kind, _NO_ANSWER),
         code=f"upstream_{failure.kind}",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -10,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from grok_oauth_proxy.credentials.status import CredentialStatus
-from grok_oauth_proxy.errors import ClientError
+from grok_oauth_proxy.errors import ClientError, ProxyError
 from grok_oauth_proxy.observe.health import UpstreamPing, health_report
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.target import outside_api
@@ -47,9 +48,20 @@ def create_pages(
                 code="method_not_allowed",
                 status=error.status_code,
             )
-        body = error_body(failure)
-        answer = Response(body, failure.status)
-        answer.raw_headers = [*error_headers(failure, body, new_request_id())]
-        return answer
+        return _answer(failure)
+
+    @pages.exception_handler(Exception)
+    async def give_up(_request: Request, _error: Exception) -> Response:
+        # It is raised again behind this, and told as a bug.
+        return _answer(ProxyError("The proxy failed to handle this request.", code="internal_error"))
 
     return pages
+
+
+def _answer(failure: ProxyError) -> Response:
+    body = error_body(failure)
+    answer = Response(body, failure.status)
+    answer.raw_headers = [*error_headers(failure, body, new_request_id())]
+    if failure.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["allow"] = ", ".join(_READ)
+    return answer

@@ -11,17 +11,12 @@ from contextlib import suppress
 from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-import aiohappyeyeballs
-from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
-from python_socks.async_.asyncio import Proxy
-
+from grok_oauth_proxy.egress import EgressRefused, connected_socket, tunnel
 from grok_oauth_proxy.proxy.upstream.message import UpstreamFailure
 from grok_oauth_proxy.proxy.upstream.tls import Tls
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
-_NEXT_ADDRESS: Final = 0.25
-"""Seconds after which the next address is tried beside the first (RFC 8305 §5)."""
 _LEARN_EVERY: Final = 300.0
 """Seconds in which a session is read once at most, should the API resume none: see `Tls.session`."""
 
@@ -46,11 +41,16 @@ class Dialer:
         """A connected protocol; raises `UpstreamFailure`, of which no byte was sent."""
         try:
             async with asyncio.timeout(self._timeout):
-                sock = await (self._tunnel() if self._proxy else self._connect())
+                to = self._host, self._port
+                sock = await (tunnel(self._proxy, *to) if self._proxy else connected_socket(*to))
                 return await self._establish(sock, protocol)
-        except (TimeoutError, ProxyTimeoutError):
+        except TimeoutError:
             raise UpstreamFailure("connect_timeout", sent=False) from None
-        except (OSError, ssl.SSLError, ProxyError, ProxyConnectionError):
+        except ssl.SSLCertVerificationError:
+            raise UpstreamFailure("certificate", sent=False) from None
+        except EgressRefused:
+            raise UpstreamFailure("egress_refused", sent=False) from None
+        except (OSError, UnicodeError):  # the second from a label that IDNA can't encode
             raise UpstreamFailure("unreachable", sent=False) from None
 
     def learn(self, tls: Tls) -> None:
@@ -78,17 +78,6 @@ class Dialer:
             transport.abort()
             raise
         return connected
-
-    async def _connect(self) -> socket.socket:
-        addresses = await asyncio.get_running_loop().getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM
-        )
-        return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS)
-
-    async def _tunnel(self) -> socket.socket:
-        proxy = Proxy.from_url(self._proxy or "", rdns=True)
-        sock: socket.socket = await proxy.connect(self._host, self._port)
-        return sock
 
 
 def _default_port(parts: SplitResult) -> int:
