@@ -267,7 +267,7 @@ def test_not_entitled_account(home: Home, own_sim: Sim) -> None:
 def test_transient_failure_is_survived(home: Home, own_sim: Sim, fault: str) -> None:
     """A token endpoint that fails is asked again by itself, and requests go on meanwhile."""
     own_sim.http.post("/_sim/token-faults", json={"kind": fault, "times": 1}).raise_for_status()
-    home.write_store(provider_store(own_sim.login(access_lifetime=7)))
+    home.write_store(provider_store(own_sim.login(access_lifetime=240, age=190)))  # due, and good for long
     with proxy_running(home, own_sim) as proxy:
         proxy.err.wait_for("could not be refreshed")
         assert proxy.http.get("/v1/models").status_code == 200

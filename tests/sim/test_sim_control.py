@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from .harness import Sim
+from tests.sim.harness import Sim, claims
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,11 @@ def test_wait_gives_up(sim: Sim) -> None:
     reply = sim.http.get("/_sim/wait", params={"counter": "open_requests", "max": 0}).json()
     assert reply["reached"] is True
     assert sim.http.get("/_sim/wait", params={"counter": "gremlins"}).status_code == 422
+
+
+def test_login_of_a_while_ago(sim: Sim) -> None:
+    """A login may have been made `age` seconds ago, its token living on for what is left."""
+    token = sim.login(access_lifetime=100, age=90)["access_token"]
+    assert claims(token)["exp"] - claims(token)["iat"] == 100
+    assert claims(token)["exp"] - time.time() < 11
+    assert sim.status_of(token) == 200

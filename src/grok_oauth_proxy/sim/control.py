@@ -87,11 +87,11 @@ class Control:
 
     async def login(self, request: Request) -> Response:
         fields = await read_object(request)
-        only(fields, "client_id", "access_lifetime", "principal_type", "principal_id", "scope")
+        only(fields, "client_id", "access_lifetime", "age", "principal_type", "principal_id", "scope")
         world = self.world
         pair = world.ledger.login(
             text(fields, "client_id", DEFAULT_CLIENT),
-            world.now(),
+            world.now() - number(fields, "age", 0.0),
             number(fields, "access_lifetime", world.config.access_lifetime),
             principal=Principal(text(fields, "principal_type", "User"), text(fields, "principal_id")),
             scope=text(fields, "scope"),
