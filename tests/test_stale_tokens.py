@@ -181,9 +181,11 @@ def test_constant_refusal_is_delivered(home: Home, own_sim: Sim) -> None:
 
 def test_large_body_is_not_sent_twice(home: Home, own_sim: Sim) -> None:
     """A refused body too large to be kept costs a 413 that says what to do; trying again succeeds."""
-    home.write_store(provider_store(old_login(own_sim)))
+    home.write_store(provider_store(own_sim.login()))
     body = b"x" * 2000
     with proxy_running(home, own_sim, REPLAY_BODY_LIMIT=1000) as proxy:
+        home.write_store(provider_store(old_login(own_sim)))
+        proxy.err.wait_for("Tokens written by hermes are now in use")
         # The token is young, so that the edge may not know it yet: renewed only when it is refused again.
         for refreshes in (0, 1):
             answer = proxy.http.post("/v1/echo", content=body)
