@@ -8,7 +8,9 @@ import socket
 import httpx
 import pytest
 
+from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.observe.health import UpstreamPing
+from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.web.pages import create_pages
 from tests.harness import Home, Proxy, provider_store, proxy_running
 from tests.observe.test_health import WELL
@@ -142,7 +144,9 @@ async def test_page_that_fails() -> None:
     async def ping() -> UpstreamPing:
         raise ArithmeticError
 
-    pages = create_pages(status=lambda: WELL, ping=ping, metrics=bytes, api_base="")
+    pages = create_pages(
+        status=lambda: WELL, news=News(Clock()), ping=ping, metrics=bytes, api_base="", key_set=False
+    )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(pages, raise_app_exceptions=False), base_url="http://x"
     ) as client:

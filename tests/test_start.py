@@ -88,7 +88,7 @@ def test_store_without_tokens(home: Home, store: dict[str, object]) -> None:
     home.auth.write_text(json.dumps(store))
     code, line = refusal(environment(home))
     assert code == 3
-    assert "holds no xAI login. Sign in with `hermes auth add xai-oauth`." in line
+    assert "holds no xAI login. Sign in with `hermes auth add xai-oauth`, or with" in line
 
 
 def test_no_client_id(home: Home) -> None:

@@ -8,25 +8,29 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
-import httpx
-
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.control_plane import authorization_server, control_plane
+from grok_oauth_proxy.credentials.api_key import ApiKey
 from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.hermes import HermesStore
+from grok_oauth_proxy.credentials.logins import Logins
 from grok_oauth_proxy.credentials.manager import TokenManager
-from grok_oauth_proxy.credentials.messages import BLOCKED, READ_ONLY
 from grok_oauth_proxy.credentials.oauth import AuthorizationServer
+from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
-from grok_oauth_proxy.egress import EgressTransport, egress_proxy, tls_context
+from grok_oauth_proxy.egress import egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
 from grok_oauth_proxy.events import Event, Observer, StoreTrouble
 from grok_oauth_proxy.observe.log import log_event
 from grok_oauth_proxy.observe.metrics import Metrics
+from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
+from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.upstream import Upstream
 from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, Settings
 from grok_oauth_proxy.tasks.background import background
@@ -40,10 +44,15 @@ from grok_oauth_proxy.web.ping import ping_models
 
 def refuse_unsafe_start(settings: Settings) -> None:
     """Raise `StartRefused` for what is known to be wrong before anything is opened."""
-    if settings.hermes_cli_required and shutil.which("hermes") is None:
+    own = settings.credential_source == "auto" and OwnStore.beside(settings.grok_proxy_auth_state).is_there()
+    wants_hermes = settings.credential_source == "hermes" or (
+        settings.credential_source == "auto" and not own
+    )
+    if wants_hermes and settings.hermes_cli_required and shutil.which("hermes") is None:
         raise StartRefused(
-            "The Hermes CLI (`hermes`) is not on PATH. Install it with `pip install hermes-agent`, or set "
-            "HERMES_CLI_REQUIRED=false where only its auth.json is mounted.",
+            "There is no login of the proxy's own, and the Hermes CLI (`hermes`) is not on PATH. Sign in "
+            "with `grok-oauth-proxy login`, which needs no Hermes; or install Hermes with `pip install "
+            "hermes-agent`; or set HERMES_CLI_REQUIRED=false where only its auth.json is mounted.",
             code="no_hermes_cli",
         )
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else ""
@@ -55,14 +64,16 @@ def refuse_unsafe_start(settings: Settings) -> None:
         )
 
 
-def prepare_state(settings: Settings, observer: Observer) -> StateFile:
-    """Repair the permissions of the state file, and keep it aside if it is damaged; raises `StoreProblem`."""
-    state_file = StateFile(settings.grok_proxy_auth_state)
-    for repaired in state_file.prepare():
-        observer(StoreTrouble("permissions_repaired", repaired))
-    if (kept := state_file.set_aside_if_corrupt()) is not None:
-        observer(StoreTrouble("state_corrupt", kept))
-    return state_file
+def prepare_state(settings: Settings, observer: Observer) -> None:
+    """Repair the permissions of the state files, and keep damaged ones aside; raises `StoreProblem`."""
+    files = [StateFile(settings.grok_proxy_auth_state)]
+    if settings.credential_source in ("auto", "own"):
+        files.append(OwnStore.beside(settings.grok_proxy_auth_state).file)
+    for file in files:
+        for repaired in file.prepare():
+            observer(StoreTrouble("permissions_repaired", repaired))
+        if (kept := file.set_aside_if_corrupt()) is not None:
+            observer(StoreTrouble("state_corrupt", kept))
 
 
 @asynccontextmanager
@@ -72,59 +83,69 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
     Raises `StoreProblem` or `StartRefused` when there is no grant to serve with.
     """
     clock = Clock()
-    store = HermesStore(settings.hermes_stores)
-    metrics = Metrics(lambda: tokens.status().seconds_to_expiry, shared=settings.proxy_workers > 1)
-    observer = _broadcast(metrics, log_event)
-    state_file = prepare_state(settings, observer)
+    metrics = Metrics(lambda: login.status().seconds_to_expiry, shared=settings.proxy_workers > 1)
+    news = News(clock)
+    observer = _broadcast(metrics, log_event, news)
+    prepare_state(settings, observer)
     tls = tls_context()
     async with (
-        _control_plane(settings, tls) as control_plane,
+        control_plane(settings, tls) as http,
         aclosing(_upstream(settings, tls, clock)) as upstream,
     ):
-        server = AuthorizationServer(
-            control_plane,
-            settings.xai_oauth_issuer,
-            allow_loopback=settings.grok_proxy_allow_loopback_upstream,
-            connect_timeout=settings.upstream_connect_timeout,
-            clock=clock,
-        )
-        tokens = TokenManager(
-            Chain(store, state_file, observer, client_id=settings.xai_oauth_client_id),
-            server,
-            window=settings.token_refresh_window,
-            observer=observer,
-            clock=clock,
-        )
-        watcher = StoreWatcher(
-            store, tokens.reload, interval=settings.hermes_poll_interval, observer=observer
-        )
-        await tokens.start()
-        if not tokens.client_id:
-            raise StartRefused(BLOCKED["no_client_id"], code="no_client_id")
-        if (read_only := store.unwritable()) is not None:
-            observer(StoreTrouble("store_read_only", READ_ONLY.format(store=read_only)))
-        app = _application(settings, tokens, upstream, metrics, observer, clock)
+        login, watchers = _login(settings, authorization_server(settings, http, clock), observer, clock)
+        await login.start()
+        app = _application(settings, login, upstream, metrics, news, observer, clock)
         async with (
-            aclosing(tokens),
+            aclosing(login),
             background(
-                prewarm=partial(keep_token_fresh, tokens),
+                prewarm=partial(keep_token_fresh, login),
                 warm=partial(keep_connections_warm, upstream, settings.upstream_warm_connections),
-                watcher=watcher.run,
+                **{f"watcher-{number}": watcher.run for number, watcher in enumerate(watchers)},
             ),
         ):
             yield app, observer
 
 
+def _login(
+    settings: Settings, server: AuthorizationServer, observer: Observer, clock: Clock
+) -> tuple[Logins | ApiKey, list[StoreWatcher]]:
+    """What requests are sent with, and who looks after the files it comes from."""
+    if settings.credential_source == "api-key" and settings.xai_api_key:
+        return ApiKey(settings.xai_api_key, observer), []
+    state_file = StateFile(settings.grok_proxy_auth_state)
+    own, hermes = OwnStore.beside(state_file.path), HermesStore(settings.hermes_stores)
+    places: dict[str, list[tuple[OwnStore | HermesStore, StateFile]]] = {
+        "own": [(own, own.file)],
+        "hermes": [(hermes, state_file)],
+    }
+    places["auto"] = places["own"] + places["hermes"]
+    watched: list[tuple[OwnStore | HermesStore, TokenManager]] = []
+    for source, file in places[settings.credential_source]:
+        chain = Chain(source, file, observer, client_id=settings.xai_oauth_client_id)
+        window = settings.token_refresh_window
+        watched.append((source, TokenManager(chain, server, window=window, observer=observer, clock=clock)))
+    logins = Logins([manager for _, manager in watched], observer)
+    interval = settings.hermes_poll_interval
+    return logins, [
+        StoreWatcher(source, partial(logins.reload, manager), interval=interval, observer=observer)
+        for source, manager in watched
+    ]
+
+
 def _application(
     settings: Settings,
-    tokens: TokenManager,
+    login: Logins | ApiKey,
     upstream: Upstream,
     metrics: Metrics,
+    news: News,
     observer: Observer,
     clock: Clock,
 ) -> Application:
+    wanted = settings.api_key_fallback == "entitlement" and settings.credential_source != "api-key"
+    key = settings.xai_api_key if wanted else None
+    fallback = KeyFallback(key, observer)
     api = Proxy(
-        tokens,
+        Recovery(login, fallback, observer, clock, replay_limit=settings.replay_body_limit),
         upstream,
         policy=retry.Policy(settings.upstream_retry_attempts, settings.upstream_retry_delay),
         replay_limit=settings.replay_body_limit,
@@ -132,10 +153,12 @@ def _application(
         clock=clock,
     )
     pages = create_pages(
-        status=tokens.status,
-        ping=partial(ping_models, tokens, upstream, clock),
+        status=login.status,
+        news=news,
+        ping=partial(ping_models, login, upstream, clock),
         metrics=metrics.render,
         api_base=settings.xai_base_url,
+        key_set=key is not None,
     )
     door = FrontDoor(
         api_key=settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None,
@@ -145,12 +168,6 @@ def _application(
     )
     gateway = Gateway(door, api, pages, observer=observer, clock=clock)
     return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
-
-
-def _control_plane(settings: Settings, tls: ssl.SSLContext) -> httpx.AsyncClient:
-    proxy = egress_proxy(settings.xai_oauth_issuer)
-    transport = EgressTransport(proxy, tls) if proxy else None
-    return httpx.AsyncClient(trust_env=False, transport=transport, verify=tls)
 
 
 def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream:
@@ -164,9 +181,12 @@ def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream
     )
 
 
-def _broadcast(first: Observer, second: Observer) -> Observer:
+def _broadcast(*observers: Observer) -> Observer:
+    first, second, third = observers
+
     def tell(event: Event, /) -> None:
         first(event)
         second(event)
+        third(event)
 
     return tell

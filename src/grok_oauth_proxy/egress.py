@@ -130,7 +130,10 @@ class EgressTransport(httpx.AsyncHTTPTransport):
     def __init__(self, proxy: str, tls: ssl.SSLContext) -> None:
         super().__init__(verify=tls, trust_env=False)
         # By httpx's own ways through a proxy, a proxy that hangs up looks like a server that does.
-        self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=_Tunnels(proxy))
+        # No connection is kept: nothing here sees that the server has closed one that is idle.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls, network_backend=_Tunnels(proxy), max_keepalive_connections=0
+        )
 
 
 class _Tunnels(httpcore.AsyncNetworkBackend):
@@ -148,13 +151,13 @@ class _Tunnels(httpcore.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 sock = await tunnel(self._proxy, host, port)
+                return _Stream(*await asyncio.open_connection(sock=sock))
         except TimeoutError:
             raise httpcore.ConnectTimeout from None
         except EgressRefused as error:
             raise httpcore.ProxyError(str(error)) from None
         except (OSError, UnicodeError) as error:  # the second from a label that IDNA can't encode
             raise httpcore.ConnectError(str(error)) from None
-        return _Stream(*await asyncio.open_connection(sock=sock))
 
 
 class _Stream(httpcore.AsyncNetworkStream):

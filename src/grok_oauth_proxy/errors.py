@@ -66,6 +66,10 @@ class CredentialsUnavailable(ProxyError):
     status = 503
 
 
+class SignInFailed(ProxyError):
+    """A login could not be made or ended; `code` says why."""
+
+
 class UpstreamUnavailable(ProxyError):
     """The API could not be reached or broke off before it answered."""
 

@@ -58,6 +58,14 @@ class ChainAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class LoginChanged:
+    """Another login is in use from now on. `message`: what to do, when it is not what was wished for."""
+
+    source: str
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoreTrouble:
     """A credential file could not be read or written; `message` says what to do."""
 
@@ -81,10 +89,31 @@ class UpstreamFailed:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRejected:
-    """The API refused a request; `kind` is one of `proxy.rejections`, `meaning` says it in plain words."""
+    """The API refused a request; `kind` is one of `proxy.rejections`, `meaning` and `remedy` say it in words.
+
+    `path` is as in `RequestFinished`; `at` in seconds, wall clock.
+    """
 
     kind: str
     meaning: str
+    remedy: str
+    path: str
+    at: float
+
+
+class RateLimitsTold(NamedTuple):
+    """An answer told what is left of the rate limits. A tuple, because many answers do; `at` as above.
+
+    `left` has limit_requests, remaining_requests, limit_tokens and remaining_tokens, None where unknown.
+    """
+
+    left: dict[str, int | None]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUsedInstead:
+    """A request refused for entitlement went to the API with the API key, which is billed separately."""
 
 
 Event = (
@@ -93,10 +122,13 @@ Event = (
     | RefreshSucceeded
     | RefreshFailed
     | ChainAdopted
+    | LoginChanged
     | StoreTrouble
     | StaleTokenRetry
     | UpstreamFailed
     | UpstreamRejected
+    | RateLimitsTold
+    | KeyUsedInstead
 )
 
 

@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     proxy_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     proxy_allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
 
+    credential_source: Literal["auto", "own", "hermes", "api-key"] = "auto"
+    xai_api_key: SecretStr | None = None
+    api_key_fallback: Literal["off", "entitlement"] = "off"
+
     grok_proxy_auth_state: Path = Field(
         default_factory=lambda: Path.home() / ".local/state/grok-oauth-proxy/auth_state.json"
     )
@@ -76,7 +80,7 @@ class Settings(BaseSettings):
             raise ValueError("write each origin like https://page.example:8443")
         return value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("log_level", "credential_source", "api_key_fallback", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -108,7 +112,7 @@ class Settings(BaseSettings):
     def _bare_address(cls, value: str) -> str:
         return value.strip("[]")  # as IPv6 addresses are written in URLs
 
-    @field_validator("proxy_api_key")
+    @field_validator("proxy_api_key", "xai_api_key")
     @classmethod
     def _header_safe(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not all(0x21 <= ord(character) <= 0x7E for character in value.get_secret_value()):
@@ -149,12 +153,33 @@ def load_settings() -> Settings:
     except RuntimeError:
         # Path.home() finds neither HOME nor a password entry.
         raise ConfigurationError("No home directory is known. Set HOME.") from None
-    state = settings.grok_proxy_auth_state.resolve()
-    if any(state == store.resolve() for store in settings.hermes_stores):
-        raise ConfigurationError(
-            "GROK_PROXY_AUTH_STATE names Hermes' own store. Unset it, or name another file."
-        )
+    _require_a_file_of_its_own(settings)
+    _require_key(settings)
     return settings
+
+
+def _require_a_file_of_its_own(settings: Settings) -> None:
+    state = settings.grok_proxy_auth_state.resolve()
+    names = {
+        "Hermes' own store": settings.hermes_stores,
+        "the proxy's own login": (state.with_name("login.json"),),
+    }
+    for name, paths in names.items():
+        if any(state == path.resolve() for path in paths):
+            raise ConfigurationError(f"GROK_PROXY_AUTH_STATE names {name}. Unset it, or name another file.")
+
+
+def _require_key(settings: Settings) -> None:
+    if settings.xai_api_key:
+        return
+    for name, value in (
+        ("CREDENTIAL_SOURCE", settings.credential_source),
+        ("API_KEY_FALLBACK", settings.api_key_fallback),
+    ):
+        if value in ("api-key", "entitlement"):
+            raise ConfigurationError(
+                f"{name} is {value}, but there is no key. Set XAI_API_KEY to one from the xAI console."
+            )
 
 
 def _guards_the_port(bare: str, squeezed: Iterable[str]) -> bool:

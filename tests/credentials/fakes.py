@@ -19,6 +19,7 @@ from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.files import LOCK_TIMEOUT
 from grok_oauth_proxy.credentials.hermes import HermesStore
 from grok_oauth_proxy.credentials.manager import TokenManager
+from grok_oauth_proxy.credentials.messages import Wording
 from grok_oauth_proxy.credentials.oauth import Outcome, Refreshed
 from grok_oauth_proxy.credentials.state import State, StateFile
 from grok_oauth_proxy.credentials.token import Grant, fresh_token, read_token
@@ -188,6 +189,10 @@ class Source:
     @property
     def name(self) -> str:
         return self.real.name
+
+    @property
+    def wording(self) -> Wording:
+        return self.real.wording
 
     @asynccontextmanager
     async def lock(self, timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:

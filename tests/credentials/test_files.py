@@ -18,6 +18,7 @@ from grok_oauth_proxy.credentials.files import (
     locked,
     make_private,
     read_json,
+    rehearse_write,
     set_aside,
     write_json,
 )
@@ -117,7 +118,7 @@ def test_reader_of_the_old_file(tmp_path: Path) -> None:
 
 
 def test_symbolic_link(tmp_path: Path) -> None:
-    """The file a link names is replaced, the link stays, and the temporary file stood beside the former."""
+    """A link to a file in its folder is followed: the file is replaced, the link stays, nothing else does."""
     (tmp_path / "real").mkdir()
     target, path = tmp_path / "real" / "a.json", tmp_path / "a.json"
     target.write_text("{}")
@@ -127,6 +128,41 @@ def test_symbolic_link(tmp_path: Path) -> None:
     assert path.readlink() == Path("real/a.json")
     assert read_json(target) == {"version": 2}
     assert [item.name for item in target.parent.iterdir()] == ["a.json"]
+
+
+def test_link_that_leads_elsewhere(tmp_path: Path) -> None:
+    """A link to a file elsewhere is not read, written or made private, and it is said where it leads."""
+    elsewhere, folder = tmp_path / "elsewhere.json", tmp_path / "folder"
+    elsewhere.write_text("{}")
+    elsewhere.chmod(0o644)
+    folder.mkdir()
+    path = folder / "a.json"
+    path.symlink_to("../elsewhere.json")
+    for use in (read_json, make_private):
+        with pytest.raises(StoreProblem) as caught:
+            use(path)
+        assert caught.value.code == "unsafe_link"
+        assert caught.value.message == (
+            f"{path} is a link to {elsewhere}, outside its folder, so it is not used. "
+            "Put the file itself there, or link the whole folder."
+        )
+    with pytest.raises(OSError, match="leads outside its folder"):
+        write_json(path, {})
+    with pytest.raises(OSError, match="leads outside its folder"):
+        rehearse_write(path)
+    assert (elsewhere.read_text(), mode(elsewhere)) == ("{}", 0o644)
+    assert list(folder.iterdir()) == [path]
+
+
+def test_linked_folder(tmp_path: Path) -> None:
+    """A folder that is itself a link is used like any other."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to("real")
+    path = tmp_path / "folder" / "a.json"
+    write_json(path, {"version": 2})
+    rehearse_write(path)
+    assert read_json(path) == {"version": 2}
+    assert make_private(path) is False
 
 
 @as_root

@@ -206,6 +206,36 @@ def test_nothing_to_write(tmp_path: Path) -> None:
     assert hermes.fingerprint() == before
 
 
+@pytest.mark.parametrize("version", [0, 2, 99, "1", None, [1]])
+def test_unknown_version(tmp_path: Path, version: object) -> None:
+    """A store in an unknown version is read, but its link not to be spent; one that is spent is replaced."""
+    hermes = at(tmp_path, store(block(A), entry(A)) | {"version": version})
+    assert names(hermes) == ["refresh-a"]
+    with pytest.raises(StoreProblem, match="has a format") as caught:
+        hermes.rehearse()
+    assert caught.value.code == "unknown_version"
+    assert hermes.write_back(A, B) == 2
+    assert names(hermes) == ["refresh-b"]
+    assert content(hermes)["version"] == version
+
+
+@pytest.mark.parametrize("version", [{}, {"version": 1}], ids=["none", "1"])
+def test_known_version(tmp_path: Path, version: Json) -> None:
+    """A store of the version Hermes writes, or from before it wrote one, takes what is refreshed."""
+    content = {key: value for key, value in store(block(A)).items() if key != "version"}
+    at(tmp_path, content | version).rehearse()
+
+
+def test_rehearsal_where_nothing_is_kept(tmp_path: Path) -> None:
+    """A profile's store that cannot be read holds no link, so that it does not keep the root's from use."""
+    root = at(tmp_path, store(block(A))).paths[0]
+    (tmp_path / "profile").mkdir()
+    linked = tmp_path / "profile" / "auth.json"
+    linked.symlink_to(root)
+    HermesStore((linked, root)).rehearse()
+    HermesStore((tmp_path / "absent.json", root)).rehearse()
+
+
 def test_quarantined_block_is_not_revived(tmp_path: Path) -> None:
     """A block whose tokens Hermes took away stays empty when a pool entry is renewed."""
     hermes = at(tmp_path, store(block(None), entry(A, source="device_code")))

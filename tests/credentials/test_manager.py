@@ -584,6 +584,36 @@ async def test_transient_backs_off(world: World) -> None:
     assert tokens.status().problem is None
 
 
+async def test_network_gone_for_an_hour(world: World) -> None:
+    """However long there was no network, the next try is seconds away when it is back."""
+    world.hold(store(block(OLD)))
+    world.server.script = [Transient("unreachable")] * 10_000
+    tokens = await world.started()
+    while world.hands.wall < NOW + HOUR:
+        await tokens.refresh_ahead()
+        pause = tokens.seconds_until_due()
+        assert 0 < pause <= 5
+        world.hands.advance(pause)
+    world.server.script = []
+    await tokens.get()
+    assert world.held() == ["refresh-a+1"]
+
+
+async def test_store_gone_for_an_hour(world: World) -> None:
+    """However long the store was away, its login is used again seconds after it is back."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    world.auth.unlink()
+    while world.hands.wall < NOW + HOUR:
+        assert (await refusal(tokens)).code == "missing"
+        pause = tokens.seconds_until_due()
+        assert 0 < pause <= 5
+        world.hands.advance(pause)
+    world.hold(store(block(OLD)))
+    await tokens.get()
+    assert world.server.sent == ["refresh-a"]
+
+
 @pytest.mark.parametrize("retry_after", [90.0, 3600.0])
 async def test_retry_after(world: World, retry_after: float) -> None:
     """The pause is never shorter than the server asked for."""
@@ -718,6 +748,19 @@ async def test_doubtful_link_is_the_last_resort(world: World) -> None:
     world.hands.advance(200)
     await tokens.get()
     assert world.server.sent == ["refresh-a", "refresh-a"]
+
+
+async def test_lost_answer_is_told_as_such(world: World) -> None:
+    """When the server does not take a doubtful link again, it is said that its answer was lost."""
+    world.hold(store(block(OLD)))
+    world.server.script = [Transient("broken_off"), Terminal("invalid_grant")]
+    tokens = await world.started()
+    await refusal(tokens)
+    world.hands.advance(tokens.seconds_until_due())
+    problem = await refusal(tokens)
+    assert problem.code == "invalid_grant"
+    assert "The answer to an earlier refresh was lost" in problem.message
+    assert "The answer to an earlier refresh was lost" in (await refusal(tokens)).message
 
 
 async def test_doubtful_link_of_a_worthless_token(world: World) -> None:
@@ -1090,7 +1133,7 @@ async def test_no_disk_takes_it(world: World) -> None:
 
 
 async def test_no_disk_takes_it_but_the_token_is_valid(world: World) -> None:
-    """While a successor is waiting for a disk, the token before it is served to its end."""
+    """While a successor is waiting for a disk, the token before it is served, and saving is tried again."""
     world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 100))))
     tokens = await world.started()
     world.source.full = True
@@ -1100,6 +1143,15 @@ async def test_no_disk_takes_it_but_the_token_is_valid(world: World) -> None:
     world.hands.advance(60)
     await tokens.refresh_ahead()
     assert world.server.sent == ["refresh-a"]
+    problem = tokens.status().problem
+    assert problem is not None
+    assert problem.reason == "not_saved"
+    world.bring_state_folder_back()
+    world.source.full = False
+    world.hands.advance(tokens.seconds_until_due())
+    await tokens.refresh_ahead()
+    assert world.held() == ["refresh-a+1"]
+    assert tokens.status().problem is None
 
 
 async def test_unsaved_and_read_only(world: World) -> None:
@@ -1195,6 +1247,28 @@ async def test_old_backup_of_what_hermes_rotated(world: World, running: bool) ->
     assert world.held() == [name_of(SIBLING)]
     assert await bearer_of(tokens) == access(of_account(SIBLING))
     assert world.server.sent == []
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while running", "while the proxy was down"])
+async def test_old_backup_with_a_clock_ahead(world: World, running: bool) -> None:
+    """Which of two links is the newer one is told by the server's clock, not by this machine's."""
+    world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME - HOUR, account="me"))))
+    ours = link("refresh-b", issued=NOW - 60, account="me")  # the server's clock is a minute behind
+    ours = replace(ours, token=replace(ours.token, issued_at=NOW))
+    theirs = link("refresh-c", issued=NOW - 50, account="me")
+    world.server.script = [Refreshed(ours, rotated=True)]
+    tokens = await world.started()
+    await tokens.get()
+    backup = world.auth.read_bytes()
+    world.hold(store(block(theirs)))
+    await tokens.reload()
+    world.auth.write_bytes(backup)
+    if not running:
+        tokens = await world.started()
+    await tokens.reload()
+    assert world.held() == ["refresh-c"]
+    assert await bearer_of(tokens) == access(theirs)
+    assert world.server.sent == ["refresh-a"]
 
 
 async def test_another_account_is_put_back(world: World) -> None:

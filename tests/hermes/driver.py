@@ -45,6 +45,21 @@ def resolve_pool(*, refresh: bool) -> Answer:
     return {"access_token": entry.access_token}
 
 
+loaded: list[Any] = []
+
+
+def load() -> Answer:
+    """What a session of Hermes keeps in memory."""
+    loaded.append(credential_pool.load_pool(PROVIDER))
+    loaded[-1].select()
+    return {}
+
+
+def refresh_loaded() -> Answer:
+    entry = loaded[-1].try_refresh_current()
+    return {"access_token": entry.access_token if entry else ""}
+
+
 @contextlib.contextmanager
 def lock_held() -> Iterator[None]:
     """The lock that Hermes takes around each of its own refreshes."""
@@ -58,6 +73,8 @@ def serve(answers: Any, resolve: Callable[..., Answer]) -> None:
         "login": login,
         "refresh": lambda: resolve(refresh=True),
         "resolve": lambda: resolve(refresh=False),
+        "load": load,
+        "refresh loaded": refresh_loaded,
         "hold": dict,
         "release": dict,
     }

@@ -12,7 +12,7 @@ from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.settings import Settings, load_settings
 
 QUOTED = re.compile(r"""["']((?:HERMES|XAI|GROK|PROXY|TOKEN|UPSTREAM|REPLAY|LOG)_[A-Z0-9_]+)["']""")
-SHARED = {"HERMES_HOME", "XAI_BASE_URL"}
+SHARED = {"HERMES_HOME", "XAI_API_KEY", "XAI_BASE_URL"}
 """Settings of ours that Hermes reads as well, with the same meaning."""
 
 

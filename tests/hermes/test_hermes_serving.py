@@ -48,4 +48,4 @@ def test_no_hermes_on_path(rig: Rig, tmp_path: Path) -> None:
     ended = run(rig.proxy_environment(PATH=empty))
     assert ended.returncode == 3
     (line,) = ended.stderr.splitlines()
-    assert "The Hermes CLI (`hermes`) is not on PATH" in line
+    assert "the Hermes CLI (`hermes`) is not on PATH" in line

@@ -24,10 +24,13 @@ from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.egress import tls_context
+from grok_oauth_proxy.events import Event
 from grok_oauth_proxy.http1.connection import Connection
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
+from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.replies import send_error
 from grok_oauth_proxy.proxy.target import outside_api
 from grok_oauth_proxy.proxy.upstream import Upstream
@@ -38,6 +41,10 @@ LAST = b"GET /v1/last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 Seen = tuple[bytes, bytes, bytes]
 """Method, target and body of a request."""
+
+
+def hear(_event: Event) -> None:
+    """Nobody listens."""
 
 
 class Tokens:
@@ -98,11 +105,11 @@ class Stage:
             clock=Clock(),
         )
         api = Proxy(
-            Tokens(),
+            Recovery(Tokens(), KeyFallback(None, hear), hear, Clock(), replay_limit=1 << 20),
             self.upstream,
             policy=retry.Policy(0, 0.0),
             replay_limit=1 << 20,
-            observer=lambda _event: None,
+            observer=hear,
             clock=Clock(),
         )
         door = FrontDoor(api_key=None, allowed_hosts=("a",), allowed_origins=(), bound_host="127.0.0.1")

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from grok_oauth_proxy import __version__
+from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.events import RefreshFailed
 from grok_oauth_proxy.observe.health import UpstreamPing, health_report
+from grok_oauth_proxy.observe.news import News
 
 WELL = CredentialStatus(
     source="hermes",
+    owner="Hermes'.",
     token_endpoint="https://auth.x.ai/oauth2/token",
     expires_at=1_800_000_000.0,
     seconds_to_expiry=1234.5678,
@@ -52,12 +55,12 @@ SUMMARIES: dict[str, tuple[CredentialStatus, UpstreamPing | None, int, str]] = {
 @pytest.mark.parametrize(("status", "ping", "code", "word"), SUMMARIES.values(), ids=SUMMARIES.keys())
 def test_summary(status: CredentialStatus, ping: UpstreamPing | None, code: int, word: str) -> None:
     """The status line of the report, and of HTTP, says whether requests can be answered."""
-    answered, report = health_report(status, "https://api.x.ai/v1", ping)
+    answered, report = health_report(status, "https://api.x.ai/v1", News(Clock()), ping)
     assert (answered, report["status"]) == (code, word)
 
 
 def report_of(status: CredentialStatus, ping: UpstreamPing | None = None) -> dict[str, Any]:
-    return health_report(status, "https://api.x.ai/v1", ping)[1]
+    return health_report(status, "https://api.x.ai/v1", News(Clock()), ping)[1]
 
 
 def test_report() -> None:
@@ -71,6 +74,8 @@ def test_report() -> None:
         "token_seconds_to_expiry": 1234.6,
         "token_endpoint": "https://auth.x.ai/oauth2/token",
         "credential_source": "hermes",
+        "owner": "Hermes'.",
+        "account": {"tier": None, "principal_type": None},
         "oauth_refresh": {
             "last_refresh_at": None,
             "last_refresh_status": None,
@@ -80,6 +85,9 @@ def test_report() -> None:
             "refresh_failure_count": 0,
         },
         "problem": None,
+        "last_rejection": None,
+        "rate_limits": None,
+        "api_key_fallback": None,
         "version": __version__,
     }
 

@@ -110,7 +110,11 @@ LINES: dict[str, tuple[Event, int, str]] = {
         logging.WARNING,
         "The API keeps refusing the access token as stale. [stale_token]",
     ),
-    "refused": (UpstreamRejected("quota", "Used up."), logging.WARNING, "Used up. [quota]"),
+    "refused": (
+        UpstreamRejected("quota", "Used up.", "Wait.", "/v1/x", 0.0),
+        logging.WARNING,
+        "Used up. Wait. [quota]",
+    ),
 }
 
 
@@ -124,7 +128,9 @@ def test_line(caplog: pytest.LogCaptureFixture, event: Event, level: int, line: 
 
 
 @pytest.mark.parametrize(
-    "event", [RequestStarted(), StaleTokenRetry("attempt"), UpstreamRejected("stale_token", "m")], ids=repr
+    "event",
+    [RequestStarted(), StaleTokenRetry("attempt"), UpstreamRejected("stale_token", "m", "r", "/v1/x", 0.0)],
+    ids=repr,
 )
 def test_no_line(caplog: pytest.LogCaptureFixture, event: Event) -> None:
     """What only leads up to something else is not logged."""

@@ -156,7 +156,10 @@ EVENTS: dict[str, tuple[Event, str]] = {
     "saved": (StaleTokenRetry("success"), "proxy_oauth_401_refresh_success_total"),
     "lost": (StaleTokenRetry("failure"), "proxy_oauth_401_refresh_failure_total"),
     "upstream-failed": (UpstreamFailed("timeout"), "proxy_upstream_errors_total kind=timeout"),
-    "refused": (UpstreamRejected("quota", "m"), "proxy_upstream_rejections_total kind=quota"),
+    "refused": (
+        UpstreamRejected("quota", "m", "r", "/v1/x", 0.0),
+        "proxy_upstream_rejections_total kind=quota",
+    ),
 }
 
 

@@ -7,7 +7,10 @@ from pydantic import SecretStr
 
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.token import Token
+from grok_oauth_proxy.events import Event
+from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.recovery import Recovery
+from grok_oauth_proxy.proxy.rejections import STALE_TOKEN
 from grok_oauth_proxy.proxy.retry import Attempt
 
 pytestmark = pytest.mark.anyio
@@ -32,16 +35,21 @@ class Tokens:
         self.accepted += 1
 
 
+def _hear(_event: Event) -> None:
+    """Nobody listens."""
+
+
 class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.tokens = Tokens()
         clock = Clock(wall=lambda: self.now, monotonic=lambda: self.now)
-        self.recovery = Recovery(self.tokens, lambda _event: None, clock, replay_limit=0)
+        fallback = KeyFallback(None, _hear)
+        self.recovery = Recovery(self.tokens, fallback, _hear, clock, replay_limit=0)
 
     async def refuse(self, path: bytes) -> bool:
         """The API refuses the token on this path; whether that counts as everywhere."""
-        await self.recovery.step(FIRST, Attempt("POST"), path=path, can_resend=True)
+        await self.recovery.step(FIRST, Attempt("POST"), STALE_TOKEN, path=path, can_resend=True)
         return self.tokens.everywhere[-1]
 
 

@@ -193,8 +193,8 @@ def test_not_more_than_needed_is_unpacked() -> None:
 
 
 def test_meanings_end_with_a_next_step() -> None:
-    """Each meaning is a whole sentence for a person, and says of entitlement that a login will not help."""
+    """Meanings and remedies are whole sentences, and that of entitlement says that a login does not help."""
     kinds = [STALE_TOKEN, NO_CREDENTIALS, ENTITLEMENT, SPENDING_LIMIT, PERMISSION, CONTENT, QUOTA, RATE_LIMIT]
     assert len({kind.kind for kind in kinds}) == len(kinds)
-    assert all(kind.meaning.endswith((".", ").")) for kind in kinds)
-    assert "Signing in again will not help" in ENTITLEMENT.meaning
+    assert all(kind.meaning.endswith(".") and kind.remedy.endswith(".") for kind in kinds)
+    assert "Signing in again will not help" in ENTITLEMENT.remedy

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from grok_oauth_proxy.credentials.files import LOCK_TIMEOUT
+from grok_oauth_proxy.credentials.messages import NOT_WRITTEN, Wording
 from grok_oauth_proxy.credentials.state import Sending, State, StateFile
-from grok_oauth_proxy.credentials.token import Grant
+from grok_oauth_proxy.credentials.token import Grant, read_token
 from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import ChainAdopted, Observer, StoreTrouble
 
@@ -24,10 +25,12 @@ _WRONG_CLIENT: Final = "invalid_client"
 
 
 class CredentialSource(Protocol):
-    """Where the grant lives and who else may spend it: see `hermes.HermesStore`."""
+    """Where the grant lives and who else may spend it: see `hermes.HermesStore` and `own.OwnStore`."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def wording(self) -> Wording: ...
     def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]: ...
     def read(self) -> list[Grant]: ...
     def rehearse(self) -> None: ...
@@ -38,7 +41,7 @@ class CredentialSource(Protocol):
 class Chain:
     """The grant in use and its bookkeeping. One call at a time; a writing caller holds the store's lock.
 
-    `client_id` is the one that was set, if any; else the login's own claims name it.
+    `client_id` is the one that was set, if any; else the login's own claims name it, or the state file does.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Chain:
         """The links the store held when it was last read."""
         self._foreign = False
         """What stands in the state file's place is not ours to overwrite."""
+        self._told: str | None = None
+        """What was last said about the state file."""
         self._client_id = client_id
         self._unsaved: tuple[Grant, Grant] | None = None
         self._state_file = state_file
@@ -71,22 +76,47 @@ class Chain:
     @property
     def client_id(self) -> str | None:
         """The OAuth client that refreshes are made for."""
-        return self._client_id or (self.grant.token.client_id if self.grant else None)
+        return self._client_id or self._known_client_id
+
+    @property
+    def _known_client_id(self) -> str | None:
+        """Whose client the login is: an own one was made for the client that is recorded."""
+        claimed = self.grant.token.client_id if self.grant else None
+        recorded = self.state.client_id
+        return recorded or claimed if self.source.name == "own" else claimed or recorded
 
     @property
     def verdict(self) -> str | None:
-        """Why the grant in use must not be sent: the error code that ended it, or None."""
-        return self._verdict(self.grant) if self.grant else None
+        """Why the grant in use must not be sent: the error code that ended it, or None.
 
-    def recall(self) -> None:
-        """Merge what the state file knows: another proxy on the same file may have spent links too."""
+        None too for a link whose successor no disk took yet: it is spent, but the login is alive.
+        """
+        if self.grant is None or (self._unsaved and _same(self._unsaved[0], self.grant)):
+            return None
+        return self._verdict(self.grant)
+
+    def forget(self) -> None:
+        """The login was taken away on purpose."""
+        self.grant, self.state = None, State(source=self.source.name, client_id=self.state.client_id)
+        self._unsaved, self.behind, self._seen = None, False, set()
+
+    def recall(self, *, repair: bool) -> None:
+        """Merge what the state file knows: another proxy on the same file may have spent links too.
+
+        `repair`, under the lock: a damaged file is set aside, and what is in memory takes its place.
+        """
         try:
             known = self._state_file.load()
         except StoreProblem as problem:
             self._foreign = problem.code == "foreign"
-            self._observer(StoreTrouble(problem.code, self._kept_aside(problem)))
+            told = self._kept_aside(problem) if repair else problem.message
+            if told != self._told:
+                self._told = told
+                self._observer(StoreTrouble(problem.code, told))
+            if repair and problem.code == "corrupt" and self.state.grant is not None:
+                self._save_state()
             return
-        self._foreign = False
+        self._foreign, self._told = False, None
         if known is not None:
             self.state = known.merged(self.state)
 
@@ -110,14 +140,14 @@ class Chain:
         A spent link in the store comes from a write that failed, a crash between two writes, or an old copy
         that was put back: its successor goes where it stands.
         """
-        self.recall()
+        self.recall(repair=True)
         for stored, ours in self.lagging(self.source.read()):
             self._write_back(stored, ours)
         self.adopt(self.source.read())
 
     def look(self, *, save: bool) -> None:
         """Use what the store holds, without its lock. What is saved then may undo what others write."""
-        self.recall()
+        self.recall(repair=False)
         self.adopt(self.source.read(), save=save)
 
     def adopt(self, grants: list[Grant], *, save: bool = True) -> None:
@@ -126,6 +156,8 @@ class Chain:
         current = [ours for stored in grants if (ours := self._current(stored))]
         chosen = next((grant for grant in current if not self._verdict(grant)), None)
         chosen = chosen or next(iter(current), grants[0])
+        if self._unsaved and chosen.fingerprint == self._unsaved[1].fingerprint:
+            return  # it is used once a disk has it
         if self.grant is None or not _same(chosen, self.grant):
             adopted, self.grant = self.grant is not None, chosen
             if adopted:
@@ -146,7 +178,8 @@ class Chain:
         seen, self._seen = self._seen, stored
         if before is None or before.fingerprint in stored or chosen.fingerprint in seen:
             return
-        one, other = before.token, chosen.token
+        # By their claims: our own copy of a token has the times of this machine's clock.
+        one, other = (read_token(grant.token.bearer.get_secret_value()) for grant in (before, chosen))
         if one.subject is None or one.subject != other.subject or one.issued_at > other.issued_at:
             return
         if self._verdict(chosen) is None:
@@ -197,16 +230,31 @@ class Chain:
             return False
         self._unsaved = None
         self.grant = new
-        self.behind = self.behind or not written
+        self.behind = not written
         return True
 
     def save_leftovers(self) -> bool:
         """Try again to save a successor no disk took; its predecessor is spent. True when nothing is left."""
-        return self._unsaved is None or self.advance(*self._unsaved)
+        if self._unsaved is None:
+            return True
+        old, new = self._unsaved
+        try:
+            held = self.source.read()
+        except StoreProblem as problem:
+            if problem.code != "no_tokens":
+                return self.advance(old, new)
+            held = []
+        if not any(self.state.newest(grant.fingerprint) == new.fingerprint for grant in held):
+            # Somebody signed in anew, or out, meanwhile: nothing of theirs is written over.
+            self._unsaved = None
+            return True
+        return self.advance(old, new)
 
     def bury(self, grant: Grant, error: str) -> None:
         """Never send this link again, not after a restart either; another client id may change a verdict."""
-        verdict = f"{error} {self.client_id}" if error == _WRONG_CLIENT else error
+        # A login that is asked for as another client's may be called invalid as well (RFC 6749 §5.2).
+        mistaken = error == _WRONG_CLIENT or self._client_id not in (None, self._known_client_id)
+        verdict = f"{error} {self.client_id}" if mistaken else error
         self.state = self.state.after_death(grant.fingerprint, verdict)
         self._save_state()
 
@@ -241,10 +289,11 @@ class Chain:
     def _write_back(self, old: Grant, new: Grant) -> bool:
         try:
             return self.source.write_back(old, new) > 0
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, StoreProblem, ValueError, RecursionError) as error:
             # Whatever it is, the successor must live: the last two are a store that cannot be encoded.
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-            self._observer(StoreTrouble("store_not_written", f"Hermes' store was not written: {reason}."))
+            message = self.source.wording.say(NOT_WRITTEN, reason=reason)
+            self._observer(StoreTrouble("store_not_written", message))
             self.behind = True
             return False
 

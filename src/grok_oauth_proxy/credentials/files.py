@@ -54,11 +54,28 @@ async def locked(paths: tuple[Path, ...], timeout: float = LOCK_TIMEOUT) -> Asyn
         yield
 
 
+def _real(path: Path) -> Path:
+    """The file that `path` names. Its folder may be a link; it may be one only to a file in that folder.
+
+    Else whoever may write there once has our tokens taken from, or put into, a place nobody looks after.
+    Raises `StoreProblem` with code unsafe_link.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(os.path.realpath(path.parent)):
+        raise StoreProblem(
+            f"{path} is a link to {target}, outside its folder, so it is not used. "
+            "Put the file itself there, or link the whole folder.",
+            code="unsafe_link",
+        )
+    return target
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; raise `StoreProblem` with code missing, unreadable or corrupt."""
+    """The JSON object in `path`; raise `StoreProblem`: missing, unreadable, unsafe_link or corrupt."""
+    target = _real(path)
     try:
         # Opening a pipe in a file's place would wait for its writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as file:
             regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
             text = file.read(_MAX_STORE + 1) if regular else b""
@@ -81,11 +98,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def rehearse_write(path: Path) -> None:
     """Write and sync a file a little larger than `path` beside it, and remove it. Raises OSError."""
-    target = Path(os.path.realpath(path))
+    target = _to_be_written(path)
     temporary, descriptor = _open_beside(target)
     try:
+        size = target.stat().st_size if target.exists() else 0
         with os.fdopen(descriptor, "wb") as file:
-            file.write(bytes(target.stat().st_size + _SLACK))
+            file.write(bytes(size + _SLACK))
             file.flush()
             os.fsync(file.fileno())
     finally:
@@ -95,9 +113,9 @@ def rehearse_write(path: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace `path` by `content`, atomically, mode 0600, on disk when this returns. Raises OSError.
 
-    A symbolic link is followed, as Hermes does: the file it names is replaced, the link stays.
+    A link to a file in the same folder is followed, as Hermes does: the file is replaced, the link stays.
     """
-    target = Path(os.path.realpath(path))
+    target = _to_be_written(path)
     temporary, descriptor = _open_beside(target)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -114,6 +132,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink()
     _sync_directory(target.parent)
     _sweep(target)
+
+
+def _to_be_written(path: Path) -> Path:
+    try:
+        return _real(path)
+    except StoreProblem:
+        raise OSError(errno.ELOOP, "it is a link that leads outside its folder", str(path)) from None
 
 
 def _rewrite(target: Path, content: bytes) -> None:
@@ -160,7 +185,35 @@ def _replaced(temporary: Path, target: Path) -> bool:
     return True
 
 
-def may_replace(path: Path) -> bool:
+Fingerprint = tuple[tuple[int, int, int] | None, ...]
+"""Of each file what changes whenever it is written: mtime in ns, size and inode; None where there is none."""
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """One member of a `Fingerprint`."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def is_there(path: Path) -> bool:
+    """False too where this user may not look: reading it tells why."""
+    return os.access(path, os.F_OK)
+
+
+def unwritable(path: Path, lock: Path) -> bool:
+    """Whether this user could not replace `path` under `lock`, judged without writing."""
+    target = Path(os.path.realpath(path))
+    return not (
+        os.access(target, os.W_OK)
+        and _may_replace(target)
+        and os.access(lock if is_there(lock) else path.parent, os.W_OK)
+    )
+
+
+def _may_replace(path: Path) -> bool:
     """Whether this user may put another file in the place of `path`; in a sticky folder only an owner may."""
     folder = path.parent.stat()
     owners = (0, folder.st_uid, path.stat().st_uid)
@@ -176,8 +229,13 @@ def _sync_directory(directory: Path) -> None:
 
 
 def make_private(path: Path) -> bool:
-    """Close a file or folder of ours to others; True when something had to be repaired. Raises OSError."""
+    """Close a file or folder of ours to others; True when something had to be repaired.
+
+    Raises OSError, and `StoreProblem` (unsafe_link) for a file that is somewhere else.
+    """
     status = path.stat()
+    if stat.S_ISREG(status.st_mode):
+        _real(path)
     private = {stat.S_IFREG: 0o600, stat.S_IFDIR: 0o700}.get(stat.S_IFMT(status.st_mode))
     if private is None or status.st_uid != os.geteuid() or not status.st_mode & 0o077:
         return False

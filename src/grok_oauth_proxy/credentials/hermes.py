@@ -2,12 +2,11 @@
 
 Law: while the chain lives in Hermes' store it is spent only under Hermes' own lock, the store is re-read
 first, and the successor goes back to every place that held the spent token. Everything else in the file is
-left as it was.
+left as it was. In a version of the file that is not known there may be places that are not known.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -19,17 +18,23 @@ from pydantic import SecretStr
 
 from grok_oauth_proxy.credentials.files import (
     LOCK_TIMEOUT,
+    Fingerprint,
+    is_there,
     locked,
-    may_replace,
     read_json,
     rehearse_write,
+    stamp,
+    unwritable,
     write_json,
 )
+from grok_oauth_proxy.credentials.messages import HERMES, OWN, Wording
 from grok_oauth_proxy.credentials.token import Grant, read_token, refresh_text
 from grok_oauth_proxy.errors import StoreProblem
 
 PROVIDER = "xai-oauth"
-_SIGN_IN = "Sign in with `hermes auth add xai-oauth`."
+_VERSION = 1
+"""Hermes writes it into every store and reads stores without one."""
+_SIGN_IN = f"Sign in with {HERMES.sign_in}, or with {OWN.sign_in}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +47,18 @@ class HermesStore:
     def name(self) -> str:
         return "hermes"
 
+    @property
+    def wording(self) -> Wording:
+        return HERMES
+
     def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]:
         """Hermes' own lock of each store, the profile's first: the order Hermes takes them in."""
-        return locked(tuple(p.with_name("auth.lock") for p in self.paths if _is_there(p.parent)), timeout)
+        return locked(tuple(p.with_name("auth.lock") for p in self.paths if is_there(p.parent)), timeout)
 
     def read(self) -> list[Grant]:
         """Every xAI grant, most preferred first; raise `StoreProblem` when there is none.
 
-        Codes: missing, unreadable, corrupt, no_tokens.
+        Codes: missing, unreadable, unsafe_link, corrupt, no_tokens.
         """
         problems: list[StoreProblem] = []
         for path in self.paths:
@@ -66,15 +75,23 @@ class HermesStore:
         raise problems[0]
 
     def rehearse(self) -> None:
-        """Write as much as a write-back would, beside each store, and take it away again. Raises OSError."""
+        """Write as much as a write-back would, beside each store, and take it away again.
+
+        Raises OSError, and `StoreProblem` (unknown_version) where a write-back might miss a copy of the link.
+        """
         for path in self.paths:
-            if _is_there(path):
-                rehearse_write(path)
+            try:
+                version = read_json(path).get("version", _VERSION)
+            except StoreProblem:
+                continue  # it holds no link
+            _refuse_unknown(version, path)
+            rehearse_write(path)
 
     def write_back(self, old: Grant, new: Grant) -> int:
         """Put `new` wherever `old` stands and return in how many places; hold the lock. Raises OSError.
 
-        A store that does not hold `old` (any more) is not written at all.
+        A store that does not hold `old` (any more) is not written at all. One in an unknown version is: what
+        is spent already must not stand there.
         """
         written = 0
         for path in self.paths:
@@ -87,35 +104,28 @@ class HermesStore:
                 written += places
         return written
 
-    def fingerprint(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """What changes whenever a store is written: mtime in ns, size and inode of each."""
-        return tuple(_stamp(path) for path in self.paths)
+    def fingerprint(self) -> Fingerprint:
+        """What changes whenever a store is written."""
+        return tuple(stamp(path) for path in self.paths)
 
     def unwritable(self) -> Path | None:
         """The first store whose rotated tokens could not be written back, judged without writing."""
         for path in self.paths:
-            if not _is_there(path):
-                continue
-            target = Path(os.path.realpath(path))
-            lock = path.with_name("auth.lock")
-            if not (os.access(target, os.W_OK) and may_replace(target)) or not os.access(
-                lock if _is_there(lock) else path.parent, os.W_OK
-            ):
+            if is_there(path) and unwritable(path, path.with_name("auth.lock")):
                 return path
         return None
 
 
-def _is_there(path: Path) -> bool:
-    """False too where this user may not look: reading it tells why."""
-    return os.access(path, os.F_OK)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino)
+def _refuse_unknown(version: object, path: Path) -> None:
+    if version == _VERSION:
+        return
+    named = f" (version {version})" if type(version) is int else ""
+    raise StoreProblem(
+        f"{path} has a format{named} that this proxy does not know. Its login is used but not refreshed "
+        "here: a copy of it might be missed, and that would cost the login. Let Hermes refresh it, and "
+        "update grok-oauth-proxy.",
+        code="unknown_version",
+    )
 
 
 def _grants(store: dict[str, Any]) -> list[Grant]:

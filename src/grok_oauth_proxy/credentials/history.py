@@ -1,7 +1,7 @@
 """How refreshing has gone: what is wrong now, when another try is due, what was counted.
 
 Law: after a failure there is a pause before the next try, a longer one each time; after a terminal verdict
-there is no next try.
+there is no next try. Where no server had a part in it the pause stays short: another try costs nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,17 @@ from grok_oauth_proxy.errors import CredentialsUnavailable
 from grok_oauth_proxy.events import RefreshFailed
 
 _MAX_BACKOFF: Final = 60.0
+_MAX_BACKOFF_HERE: Final = 5.0
+"""Seconds. A network or a disk that is mended after hours is of use at once."""
+_HERE: Final = frozenset(
+    {
+        "unreachable",
+        *("missing", "unreadable", "unsafe_link", "corrupt", "no_tokens", "unknown_version"),
+        *("lock_busy", "lock_failed", "not_saved"),
+        *("store_read_only", "store_not_writable", "store_not_written", "state_not_writable"),
+    }
+)
+"""What goes wrong before a server is reached, or after its answer."""
 
 
 class RefreshHistory:
@@ -76,7 +87,8 @@ class RefreshHistory:
         """A try failed; the server asked for a pause of `retry_after` seconds."""
         self.problem = failure
         self.failures += 1
+        longest = _MAX_BACKOFF_HERE if failure.reason in _HERE else _MAX_BACKOFF
         # Jitter needs no cryptographic randomness.
-        backoff = min(_MAX_BACKOFF, 2.0**self._in_a_row) * random.uniform(0.5, 1.0)  # noqa: S311
+        backoff = min(longest, 2.0**self._in_a_row) * random.uniform(0.5, 1.0)  # noqa: S311
         self._in_a_row += 1
         self._retry_at = self._clock.monotonic() + max(backoff, retry_after or 0.0)

@@ -13,13 +13,16 @@ from contextlib import suppress
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials import doubt
+from grok_oauth_proxy.credentials.at_hand import TokensAtHand
 from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.history import RefreshHistory
 from grok_oauth_proxy.credentials.messages import (
+    ANSWER_LOST,
     BEHIND,
     BLOCKED,
     DOUBTFUL,
     EXPIRED_REPLY,
+    LOGGED_OUT,
     LOST,
     NO_ROOM,
     NOT_NOTED,
@@ -34,7 +37,6 @@ from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, StoreTrouble
 
-_OVERLAP = 10.0
 _DOUBT = "link_in_doubt"
 
 
@@ -51,19 +53,15 @@ class TokenManager:
         clock: Clock,
     ) -> None:
         self._chain = chain
+        self._say = chain.source.wording.say
         self._server = server
         self._window = window
         self._observer = observer
         self._clock = clock
         self._refreshing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[bool] | None = None
-        self._overlap: tuple[Token, float] | None = None
-        """The token before the last refresh ahead of time, and until when (monotonic) it is still sent."""
+        self._at_hand = TokensAtHand(lambda: self._token, window=window, clock=clock)
         self._history = RefreshHistory(clock)
-        self._useless: Token | None = None
-        """A token the API refused as stale, of a login that is dead."""
-        self._worthless: Token | None = None
-        """A token the API refuses wherever it is tried."""
         self._unreadable: RefreshFailed | None = None
         """The store changed into something that can't be used."""
         self._changed = asyncio.Event()
@@ -73,15 +71,37 @@ class TokenManager:
         return f"TokenManager(source={self._chain.source.name!r}, {self._history})"
 
     @property
+    def source(self) -> str:
+        """Where the login lives: own or hermes."""
+        return self._chain.source.name
+
+    @property
     def client_id(self) -> str | None:
         """The OAuth client that refreshes are made for: the setting, else what the login's claims say."""
         return self._chain.client_id
+
+    @property
+    def holds_login(self) -> bool:
+        """There is a login, good or not."""
+        return self._chain.grant is not None
+
+    @property
+    def dead(self) -> bool:
+        """There is no login that could be refreshed: only another one helps."""
+        return not self.holds_login or self.client_id is None or self._chain.verdict is not None
 
     # What callers use.
 
     async def start(self) -> None:
         """Import the grant; raise `StoreProblem` when there is none."""
         await self.reload()
+        if (path := self._chain.source.unwritable()) is not None:
+            self._observer(StoreTrouble("store_read_only", self._say(READ_ONLY, path=path)))
+
+    def check_client(self) -> None:
+        """Raise `StoreProblem` where nothing names the OAuth client, without which there is no refresh."""
+        if self.client_id is None:
+            raise StoreProblem(self._say(BLOCKED["no_client_id"]), code="no_client_id")
 
     async def get(self, *, refused: Token | None = None, at_least: float = 0.0) -> Token:
         """A token with more than `at_least` seconds left, that is not `refused`, the one the API refused.
@@ -89,33 +109,27 @@ class TokenManager:
         `at_least` is bounded by the token's own refresh window. Waits for a refresh only when there is no
         such token; raises `CredentialsUnavailable` when it gave none.
         """
-        token = self._usable(refused, at_least)
+        token = self._at_hand.usable(refused, at_least)
         # Twice at most: the first refresh may have been another caller's, begun before `refused` was known.
         for _ in range(2):
             if token is not None:
                 return token
             await self._refresh(refused)
-            token = self._usable(refused, at_least) or self._usable(refused, 0.0)
+            token = self._at_hand.usable(refused, at_least) or self._at_hand.usable(refused, 0.0)
         if token is not None:
             return token
         problem = self._history.problem
         if refused is not None and problem and problem.reason == "invalid_grant":
-            self._useless = refused
+            self._at_hand.note_useless(refused)
         raise self._history.unavailable()
 
     def note_refused(self, token: Token, *, everywhere: bool = False) -> None:
-        """The API refused `token`: if it is one from before the last refresh, it is not given out again.
-
-        `everywhere`: on every path where it was tried of late, so that nothing is lost with it.
-        """
-        if self._overlap and self._overlap[0].bearer == token.bearer:
-            self._overlap = None
-        if everywhere:
-            self._worthless = token
+        """The API refused `token`; `everywhere`: wherever it was tried of late, so that it is worthless."""
+        self._at_hand.note_refused(token, everywhere=everywhere)
 
     def note_accepted(self) -> None:
         """The API takes the token again."""
-        self._worthless = None
+        self._at_hand.note_accepted()
 
     async def refresh_ahead(self) -> None:
         """What the prewarm task does when `seconds_until_due` has passed; failures are kept, not raised."""
@@ -144,7 +158,7 @@ class TokenManager:
             before = self._chain.grant
             settled = await self._look()
         if self._chain.grant != before:
-            self._overlap = None
+            self._at_hand.forget_the_old()
             self._heal()
             self._changed.set()
         self._tell_standing()
@@ -165,6 +179,13 @@ class TokenManager:
         await asyncio.to_thread(self._chain.look, save=read_only)
         return read_only
 
+    def forget(self) -> None:
+        """Somebody logged out: what is in use is given up."""
+        if self.holds_login:
+            self._chain.forget()
+            self._at_hand.forget_the_old()
+            self._history.stands(RefreshFailed("logged_out", self._say(LOGGED_OUT), terminal=True))
+
     def seconds_until_due(self) -> float:
         """Seconds until a refresh (or another try at one) is due; infinite when only the store can help."""
         token = self._token
@@ -177,9 +198,13 @@ class TokenManager:
                 sent_at=self._chain.sent_at,
                 now=self._clock.wall(),
                 window=self._window,
-                worthless=self._is_worthless(token),
+                worthless=self._at_hand.is_worthless(token),
             )
         return max(due, self._history.pause)
+
+    def wake(self) -> None:
+        """Somebody who waits for a change should look again."""
+        self._changed.set()
 
     async def wait_for_change(self, timeout: float) -> None:
         """Return when the grant changed or a refresh ended, at the latest after `timeout` seconds."""
@@ -191,13 +216,16 @@ class TokenManager:
         token = self._token
         remaining = token.remaining(self._clock.wall()) if token else -math.inf
         problem = self._history.problem or self._unreadable
-        refused = token is not None and problem is not None and self._is_worthless(token)
+        refused = token is not None and problem is not None and self._at_hand.is_worthless(token)
         return CredentialStatus(
             source=self._chain.source.name,
+            owner=self._chain.source.wording.owner if token else "Nobody is signed in.",
+            tier=token.tier if token else None,
+            principal_type=token.principal_type if token else None,
             token_endpoint=self._server.token_endpoint,
             expires_at=token.expires_at if token else None,
             seconds_to_expiry=remaining if math.isfinite(remaining) else None,
-            usable=self._usable(None, 0.0) is not None and not refused,
+            usable=self._at_hand.usable(None, 0.0) is not None and not refused,
             problem=problem,
             last_refresh=self._chain.state.last_refresh,
             successes=self._history.successes,
@@ -213,43 +241,13 @@ class TokenManager:
                 async with self._chain.source.lock():
                     await asyncio.to_thread(self._chain.save_leftovers)
         if self._chain.unfinished:
-            self._observer(StoreTrouble("not_saved", LOST))
+            self._observer(StoreTrouble("not_saved", self._say(LOST)))
 
     # Single flight.
 
     @property
     def _token(self) -> Token | None:
         return self._chain.grant.token if self._chain.grant else None
-
-    def _usable(self, refused: Token | None, at_least: float) -> Token | None:
-        now = self._clock.wall()
-        bad = [known.bearer for known in (refused, self._useless) if known]
-        for token in self._tokens_in_use():
-            needed = token.margin
-            if at_least > needed:
-                needed = max(min(at_least, token.refresh_window(self._window)), needed)
-            if token.remaining(now) > needed and token.bearer not in bad:
-                return token
-        return None
-
-    def _tokens_in_use(self) -> tuple[Token, ...]:
-        """The old token first for a moment: the edge learns of new tokens late (facts: API)."""
-        token = self._token
-        if token and self._overlap and self._clock.monotonic() < self._overlap[1]:
-            return (self._overlap[0], token)
-        return (token,) if token else ()
-
-    def _is_stale(self, refused: Token | None) -> bool:
-        token = self._token
-        if token is None or (refused is not None and token.bearer == refused.bearer):
-            return True
-        return token.remaining(self._clock.wall()) <= token.refresh_window(self._window)
-
-    def _is_worthless(self, token: Token) -> bool:
-        return self._worthless is not None and self._worthless.bearer == token.bearer
-
-    def _is_of_use(self, token: Token) -> bool:
-        return doubt.is_of_use(token, self._clock.wall(), worthless=self._is_worthless(token))
 
     @property
     def _in_doubt(self) -> bool:
@@ -273,7 +271,7 @@ class TokenManager:
         except Exception as error:  # noqa: BLE001 - the link may be spent: no other try without a pause
             log_bug("A refresh failed.", error)
             reason = "internal_error"
-            self._fail(RefreshFailed(reason, TRANSIENT.format(reason=reason), terminal=False))
+            self._fail(RefreshFailed(reason, self._say(TRANSIENT, reason=reason), terminal=False))
         finally:
             self._refreshing = None
             self._changed.set()
@@ -285,32 +283,32 @@ class TokenManager:
         if (store := chain.source.unwritable()) is not None:
             await self._save_leftovers()
             await asyncio.to_thread(lambda: chain.adopt(chain.source.read()))
-            if self._is_stale(refused):
-                raise StoreProblem(READ_ONLY.format(store=store), code="store_read_only")
+            if self._at_hand.is_stale(refused):
+                raise StoreProblem(self._say(READ_ONLY, path=store), code="store_read_only")
         else:
             async with chain.source.lock():
                 await self._save_leftovers()
                 await self._rotate(refused)
         if chain.behind:
-            raise StoreProblem(BEHIND, code="store_not_written")
-        if not self._is_stale(refused):
+            raise StoreProblem(self._say(BEHIND), code="store_not_written")
+        if not self._at_hand.is_stale(refused):
             self._heal()
         self._tell_standing()
 
     async def _save_leftovers(self) -> None:
         if not await asyncio.to_thread(self._chain.save_leftovers):
-            raise StoreProblem(UNSAVED, code="not_saved")
+            raise StoreProblem(self._say(UNSAVED), code="not_saved")
 
     async def _rotate(self, refused: Token | None) -> None:
         """Adopt what others wrote; spend the link only if that gave no good token."""
         chain = self._chain
         await asyncio.to_thread(chain.synchronise)
-        while chain.grant and self._is_stale(refused) and not chain.verdict:
+        while chain.grant and self._at_hand.is_stale(refused) and not chain.verdict:
             # While its link is in doubt, the token is used up first, even where a path refuses it.
-            if self._in_doubt and self._is_of_use(chain.grant.token):
-                raise StoreProblem(DOUBTFUL, code=_DOUBT)
+            if self._in_doubt and self._at_hand.is_of_use(chain.grant.token):
+                raise StoreProblem(self._say(DOUBTFUL), code=_DOUBT)
             if not await asyncio.to_thread(chain.rehearse):
-                raise StoreProblem(NO_ROOM, code="store_not_writable")
+                raise StoreProblem(self._say(NO_ROOM), code="store_not_writable")
             if not await self._spend(chain.grant, ahead=refused is None):
                 return
             # Terminal: a sibling may have rotated outside the lock, so the store is read again
@@ -323,35 +321,37 @@ class TokenManager:
         `ahead`: the API has not refused the access token, which may serve on for a moment.
         """
         if (client_id := self.client_id) is None:
-            self._fail(RefreshFailed("no_client_id", BLOCKED["no_client_id"], terminal=True))
+            self._fail(RefreshFailed("no_client_id", self._say(BLOCKED["no_client_id"]), terminal=True))
             return False
         first = self._chain.sent_at is None
         match await self._send(grant, client_id):
             case Refreshed(renewed, rotated):
                 if ahead:
                     # Before the new token can be seen, which happens in another thread.
-                    self._overlap = (grant.token, self._clock.monotonic() + _OVERLAP)
+                    self._at_hand.keep_for_a_moment(grant.token)
                 await self._publish(grant, renewed, rotated=rotated)
             case Terminal(error):
-                self._fail(RefreshFailed(error, BLOCKED[error], terminal=True))
+                lost = error == "invalid_grant" and not first
+                message = self._say(ANSWER_LOST if lost else BLOCKED[error])
+                self._fail(RefreshFailed(error, message, terminal=True))
                 await asyncio.to_thread(self._chain.bury, grant, error)
                 return True
             case NotEntitled():
                 if first:
                     await asyncio.to_thread(self._chain.note_unspent)
-                self._fail(RefreshFailed("not_entitled", BLOCKED["not_entitled"], terminal=True))
+                self._fail(RefreshFailed("not_entitled", self._say(BLOCKED["not_entitled"]), terminal=True))
             case Transient() as failure:
                 if first and not failure.may_have_spent:
                     await asyncio.to_thread(self._chain.note_unspent)
-                message = WAY_OUT.get(failure.reason) or TRANSIENT.format(reason=failure.reason)
+                message = WAY_OUT.get(failure.reason) or self._say(TRANSIENT, reason=failure.reason)
                 self._fail(RefreshFailed(failure.reason, message, terminal=False), failure.retry_after)
         return False
 
     async def _send(self, grant: Grant, client_id: str) -> Outcome:
         """Send the link, which is noted on the disk before; a failure over a suspend is told as one."""
         noted = await asyncio.to_thread(self._chain.note_sending, grant, self._clock.wall())
-        if not noted and self._is_of_use(grant.token):
-            raise StoreProblem(NOT_NOTED, code="state_not_writable")
+        if not noted and self._at_hand.is_of_use(grant.token):
+            raise StoreProblem(self._say(NOT_NOTED), code="state_not_writable")
         before = self._clock.wall() - self._clock.monotonic()
         outcome = await self._server.refresh(grant, client_id)
         slept = doubt.has_slept(before, self._clock.wall() - self._clock.monotonic())
@@ -364,13 +364,13 @@ class TokenManager:
     async def _publish(self, old: Grant, new: Grant, *, rotated: bool) -> None:
         self._chain.note_refresh(self._clock.wall(), None, rotated=rotated)
         if not await asyncio.to_thread(self._chain.advance, old, new):
-            raise StoreProblem(UNSAVED, code="not_saved")
+            raise StoreProblem(self._say(UNSAVED), code="not_saved")
         self._history.succeeded()
         self._heal()
         self._observer(RefreshSucceeded(rotated=rotated, lifetime=new.token.lifetime))
-        if self._is_stale(None):
+        if self._at_hand.is_stale(None):
             # Spending link after link would not help: the clocks or the server are wrong.
-            self._fail(RefreshFailed("expired_reply", EXPIRED_REPLY, terminal=False))
+            self._fail(RefreshFailed("expired_reply", self._say(EXPIRED_REPLY), terminal=False))
 
     # Bookkeeping.
 
@@ -381,14 +381,14 @@ class TokenManager:
         """
         token, problem = self._token, None
         if error := self._chain.verdict:
-            problem = RefreshFailed(error, BLOCKED[error], terminal=True)
-        elif token and self._in_doubt and self._is_of_use(token) and not self._history.dead:
-            problem = RefreshFailed(_DOUBT, DOUBTFUL, terminal=False)
+            problem = RefreshFailed(error, self._say(BLOCKED[error]), terminal=True)
+        elif token and self._in_doubt and self._at_hand.is_of_use(token) and not self._history.dead:
+            problem = RefreshFailed(_DOUBT, self._say(DOUBTFUL), terminal=False)
         if problem and self._history.stands(problem):
             self._observer(problem)
 
     def _heal(self) -> None:
-        self._useless = self._worthless = None
+        self._at_hand.heal()
         self._history.healed()
 
     def _fail(self, failure: RefreshFailed, retry_after: float | None = None) -> None:

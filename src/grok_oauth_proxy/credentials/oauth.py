@@ -27,6 +27,12 @@ _REFUSED = frozenset(
 _MAX_REPLY = 256 * 1024
 _MAX_RETRY_AFTER = 300.0
 """Seconds. A longer pause would outlive the recovery of the server."""
+_ENDPOINTS = (
+    "token_endpoint",
+    "device_authorization_endpoint",
+    "authorization_endpoint",
+    "revocation_endpoint",
+)
 _PATIENCE = 20.0
 _DISCOVERY_PATIENCE = 5.0
 """Seconds for a whole answer, not for its next byte: Hermes' lock is held meanwhile."""
@@ -94,13 +100,22 @@ class AuthorizationServer:
         self._allow_loopback = allow_loopback
         self._timeout = httpx.Timeout(_PATIENCE, connect=connect_timeout)
         self._clock = clock
-        self._discovered: str | None = None
+        self._discovered: dict[str, str] = {}
         self._untrusted = False
 
     @property
     def token_endpoint(self) -> str:
         """The discovered endpoint, or the documented one while discovery has not succeeded."""
-        return self._discovered or f"{self._issuer}/oauth2/token"
+        return self.endpoint("token_endpoint") or f"{self._issuer}/oauth2/token"
+
+    def endpoint(self, name: str) -> str | None:
+        """What discovery said, by the name it has there (RFC 8414 §2); None if nothing."""
+        return self._discovered.get(name)
+
+    @property
+    def discovered(self) -> bool:
+        """Whether discovery has succeeded."""
+        return bool(self._discovered)
 
     async def refresh(self, grant: Grant, client_id: str) -> Outcome:
         """Spend the refresh token of `grant` once."""
@@ -116,36 +131,40 @@ class AuthorizationServer:
             form |= {"principal_type": token.principal_type or "", "principal_id": token.principal_id}
         try:
             async with asyncio.timeout(_PATIENCE):
-                status, headers, body = await self._ask("POST", self.token_endpoint, form)
+                status, headers, body = await self.ask("POST", self.token_endpoint, form)
         except TimeoutError:
             return Transient("timeout")
         except httpx.HTTPError as error:
-            return Transient(_network_reason(error))
+            return Transient(network_reason(error))
         return judge(grant, status, headers, body, now=self._clock.wall())
 
     async def discover(self) -> None:
-        """Learn the token endpoint once. Only an endpoint outside x.ai stops a refresh; failure does not."""
+        """Learn the endpoints once. Only a token endpoint outside x.ai stops a refresh; failure does not."""
         if self._discovered:
             return
         try:
             async with asyncio.timeout(_DISCOVERY_PATIENCE):
                 url = f"{self._issuer}/.well-known/openid-configuration"
-                status, _, body = await self._ask("GET", url)
+                status, _, body = await self.ask("GET", url)
         except (TimeoutError, httpx.HTTPError):
             return
-        endpoint = (_json_object(body) or {}).get("token_endpoint") if status == httpx.codes.OK else None
-        if not isinstance(endpoint, str):
-            return
-        try:
-            self._discovered = trusted_url(endpoint, allow_loopback=self._allow_loopback)
-        except UntrustedOrigin:
-            self._untrusted = True
-        else:
-            self._untrusted = False
+        document = (json_object(body) or {}) if status == httpx.codes.OK else {}
+        named = {name: value for name in _ENDPOINTS if isinstance(value := document.get(name), str)}
+        trusted = {name: self._trusted(value) for name, value in named.items()}
+        if "token_endpoint" in trusted:
+            self._untrusted = trusted["token_endpoint"] is None
+            self._discovered = {} if self._untrusted else {name: at for name, at in trusted.items() if at}
 
-    async def _ask(
+    def _trusted(self, url: str) -> str | None:
+        try:
+            return trusted_url(url, allow_loopback=self._allow_loopback)
+        except UntrustedOrigin:
+            return None
+
+    async def ask(
         self, method: str, url: str, form: dict[str, str] | None = None
     ) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and body of one answer; raises `httpx.HTTPError`. No redirect is followed."""
         headers = {"accept": "application/json"}
         async with self._client.stream(
             method, url, data=form, headers=headers, timeout=self._timeout
@@ -160,9 +179,9 @@ class AuthorizationServer:
 
 def judge(grant: Grant, status: int, headers: httpx.Headers, body: bytes, *, now: float) -> Outcome:
     """What an answer of the token endpoint to the refresh of `grant` means (pure)."""
-    reply = _json_object(body)
+    reply = json_object(body)
     if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return Transient(f"http_{status}", _retry_after(headers))
+        return Transient(f"http_{status}", retry_after(headers))
     if status == httpx.codes.OK:
         return _accept(grant, reply, now) if reply else Transient("malformed_reply")
     if reply is None:
@@ -176,31 +195,43 @@ def judge(grant: Grant, status: int, headers: httpx.Headers, body: bytes, *, now
 
 
 def _accept(grant: Grant, reply: dict[str, Any], now: float) -> Outcome:
-    access = _token_text(reply.get("access_token"))
-    if not access:
+    renewed = read_reply(reply, now=now, before=grant)
+    if renewed is None:
         return Transient("malformed_reply")
-    # RFC 6749 §6: no refresh_token in the reply means that the old one stays good.
-    refresh = refresh_text(reply.get("refresh_token")) or grant.refresh_token.get_secret_value()
-    identity = _token_text(reply.get("id_token"))
-    expires_in = reply.get("expires_in")
-    seconds = expires_in if type(expires_in) is int and 0 < expires_in < 10**9 else None
-    renewed = Grant(
-        token=fresh_token(access, expires_in=seconds, now=now),
-        refresh_token=SecretStr(refresh),
-        id_token=SecretStr(identity) if identity else grant.id_token,
-        token_type=_token_text(reply.get("token_type")) or "Bearer",
-        expires_in=seconds,
-    )
     return Refreshed(renewed, rotated=renewed.fingerprint != grant.fingerprint)
 
 
-def _token_text(value: object) -> str | None:
+def read_reply(reply: dict[str, Any], *, now: float, before: Grant | None = None) -> Grant | None:
+    """The grant in a successful reply (RFC 6749 §5.1) that came at wall time `now`; None when it has none.
+
+    No refresh_token in the reply means that the one `before` stays good (RFC 6749 §6).
+    """
+    access, refresh = token_text(reply.get("access_token")), refresh_text(reply.get("refresh_token"))
+    if not refresh and before:
+        refresh = before.refresh_token.get_secret_value()
+    if not access or not refresh:
+        return None
+    identity = token_text(reply.get("id_token"))
+    expires_in = reply.get("expires_in")
+    seconds = expires_in if type(expires_in) is int and 0 < expires_in < 10**9 else None
+    return Grant(
+        token=fresh_token(access, expires_in=seconds, now=now),
+        refresh_token=SecretStr(refresh),
+        id_token=SecretStr(identity) if identity else (before.id_token if before else None),
+        token_type=token_text(reply.get("token_type")) or "Bearer",
+        expires_in=seconds,
+    )
+
+
+def token_text(value: object) -> str | None:
+    """A token that may stand in a header, if it is one."""
     if not isinstance(value, str) or not value or len(value) > _MAX_REPLY:
         return None
     return value if all(0x21 <= ord(character) <= 0x7E for character in value) else None
 
 
-def _json_object(body: bytes) -> dict[str, Any] | None:
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in a body, or None."""
     try:
         reply = json.loads(body)
     except (ValueError, RecursionError):
@@ -208,12 +239,14 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     return reply if isinstance(reply, dict) else None
 
 
-def _retry_after(headers: httpx.Headers) -> float | None:
+def retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds as the server says, five minutes at most."""
     value = headers.get("retry-after", "")
     return min(float(value), _MAX_RETRY_AFTER) if value.isascii() and value.isdigit() else None
 
 
-def _network_reason(error: httpx.HTTPError) -> str:
+def network_reason(error: httpx.HTTPError) -> str:
+    """Why there was no answer, from a fixed set."""
     if isinstance(error, httpx.ProxyError):
         return "egress_refused"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):

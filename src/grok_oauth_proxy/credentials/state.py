@@ -64,7 +64,9 @@ class State:
     def merged(self, memory: State) -> State:
         """This state, as read from disk, with what a running proxy knows beyond it."""
         successors = _newest_last(self.successors, memory.successors)
-        ahead = self.grant is None or self.grant.fingerprint in memory.successors
+        # In the own login's file no grant means that somebody logged out.
+        gone = self.grant is None and self.source == "own"
+        ahead = not gone and (self.grant is None or self.grant.fingerprint in memory.successors)
         return replace(
             self,
             source=memory.source,
@@ -72,15 +74,7 @@ class State:
             successors=successors,
             dead=_newest_last(self.dead, memory.dead),
             last_refresh=memory.last_refresh or self.last_refresh,
-            sending=_first(self.sending, memory.sending),
         )
-
-
-def _first(disk: Sending | None, memory: Sending | None) -> Sending | None:
-    """Another process may have sent the same link before; a different link on the disk is the newer one."""
-    if disk and memory and disk.link == memory.link:
-        return min(disk, memory, key=lambda sending: sending.at)
-    return disk or memory
 
 
 def _newest_last(older: dict[str, str], newer: dict[str, str]) -> dict[str, str]:

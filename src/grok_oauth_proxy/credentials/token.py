@@ -33,6 +33,7 @@ class Token:
     subject: str | None = None
     principal_type: str | None = None
     principal_id: str | None = None
+    tier: int | None = None
 
     def remaining(self, now: float) -> float:
         """Seconds until expiry, negative once expired, infinite when unknown."""
@@ -84,6 +85,7 @@ def read_token(bearer: str, *, id_token: str | None = None) -> Token:
         subject=_text(claims, "sub"),
         principal_type=_text(claims, "principal_type"),
         principal_id=_text(claims, "principal_id"),
+        tier=_small_number(claims, "tier"),
     )
 
 
@@ -133,6 +135,11 @@ def _client_id(claims: dict[str, Any]) -> str | None:
 def _text(claims: dict[str, Any], name: str) -> str | None:
     value = claims.get(name)
     return value if isinstance(value, str) and 0 < len(value) <= 256 and value.isprintable() else None
+
+
+def _small_number(claims: dict[str, Any], name: str) -> int | None:
+    value = claims.get(name)
+    return value if type(value) is int and 0 <= value < 10**6 else None
 
 
 def _seconds(claims: dict[str, Any], name: str) -> float | None:

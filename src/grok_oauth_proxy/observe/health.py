@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from grok_oauth_proxy import __version__
 from grok_oauth_proxy.credentials.status import CredentialStatus
+from grok_oauth_proxy.observe.news import News, iso
 
 _NO_REFRESH_YET = {
     "last_refresh_at": None,
@@ -27,18 +27,25 @@ class UpstreamPing:
 
 
 def health_report(
-    credentials: CredentialStatus, api_base: str, ping: UpstreamPing | None = None
+    credentials: CredentialStatus,
+    api_base: str,
+    news: News,
+    ping: UpstreamPing | None = None,
+    *,
+    key_set: bool = False,
 ) -> tuple[int, dict[str, Any]]:
-    """The HTTP status (200 or 503) and the JSON object of /health."""
-    status = _summary(credentials, ping)
+    """The HTTP status (200 or 503) and the JSON object of /health. `key_set`: an API key may step in."""
+    status = _summary(credentials, ping, news)
     report: dict[str, Any] = {
         "status": status,
         "provider": "xai-oauth",
         "api_base": api_base,
-        "token_expires_at": _iso(credentials.expires_at),
+        "token_expires_at": None if credentials.expires_at is None else iso(credentials.expires_at),
         "token_seconds_to_expiry": _rounded(credentials.seconds_to_expiry),
         "token_endpoint": credentials.token_endpoint,
         "credential_source": credentials.source,
+        "owner": credentials.owner,
+        "account": {"tier": credentials.tier, "principal_type": credentials.principal_type},
         "oauth_refresh": {
             **_NO_REFRESH_YET,
             **credentials.last_refresh,
@@ -47,6 +54,7 @@ def health_report(
         },
         "problem": credentials.problem
         and {"code": credentials.problem.reason, "message": credentials.problem.message},
+        **news.report(key_set=key_set),
         "version": __version__,
     }
     if ping:
@@ -54,19 +62,13 @@ def health_report(
     return (200 if status in ("ok", "degraded") else 503), report
 
 
-def _summary(credentials: CredentialStatus, ping: UpstreamPing | None) -> str:
+def _summary(credentials: CredentialStatus, ping: UpstreamPing | None, news: News) -> str:
     if not credentials.usable:
         terminal = credentials.problem is not None and credentials.problem.terminal
         return "unauthenticated" if terminal else "unavailable"
     if ping and ping.status != 200:
         return "upstream_failing"
-    return "degraded" if credentials.problem else "ok"
-
-
-def _iso(moment: float | None) -> str | None:
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return "degraded" if credentials.problem or news.degraded else "ok"
 
 
 def _rounded(seconds: float | None) -> float | None:

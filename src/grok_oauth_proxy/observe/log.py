@@ -14,6 +14,8 @@ from typing import Final, TextIO
 from grok_oauth_proxy.events import (
     ChainAdopted,
     Event,
+    KeyUsedInstead,
+    LoginChanged,
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
@@ -29,6 +31,7 @@ logger = logging.getLogger("grok_oauth_proxy")
 codecs.lookup("unicode_escape")  # loaded now: where no file can be opened any more, lines are still written
 _GATHERED_FOR: Final = 0.05
 _LONGEST: Final = 500
+_IN_USE: Final = {"own": "The proxy's own login is now in use.", "hermes": "Hermes' login is now in use."}
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
@@ -110,16 +113,29 @@ def _log_news(event: Event) -> None:
             logger.log(logging.ERROR if terminal else logging.WARNING, "%s [%s]", message, reason)
         case ChainAdopted(source=source):
             logger.info("Tokens written by %s are now in use.", source)
+        case LoginChanged(source=source, message=message):
+            if message:
+                logger.warning("%s [own_login_dead]", message)
+            else:
+                logger.info(_IN_USE[source])
         case StoreTrouble(code=code, message=message):
             logger.warning("%s [%s]", message, code)
+        case _:
+            _log_upstream(event)
+
+
+def _log_upstream(event: Event) -> None:
+    match event:
         case UpstreamFailed(kind=kind):
             logger.warning("The Grok API gave no whole answer [%s].", kind)
         case StaleTokenRetry(outcome="success"):
             logger.info("The API refused the access token as stale; a newer one was accepted.")
         case StaleTokenRetry(outcome="failure"):
             logger.warning("The API keeps refusing the access token as stale. [stale_token]")
-        case UpstreamRejected(kind=kind, meaning=meaning) if kind != "stale_token":
-            logger.warning("%s [%s]", meaning, kind)
+        case UpstreamRejected(kind=kind, meaning=meaning, remedy=remedy) if kind != "stale_token":
+            logger.warning("%s %s [%s]", meaning, remedy, kind)
+        case KeyUsedInstead():
+            logger.warning("Sent with XAI_API_KEY instead, which is billed separately. [api_key_fallback]")
 
 
 def _request_line(event: RequestFinished) -> str:

@@ -13,6 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from grok_oauth_proxy.events import (
     Event,
+    KeyUsedInstead,
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
@@ -132,6 +133,7 @@ class Metrics:
         }
         self._errors = counter("proxy_upstream_errors_total", "Attempts without a whole answer", "kind")
         self._rejections = counter("proxy_upstream_rejections_total", "Answers that refused", "kind")
+        self._key_used = counter("proxy_api_key_fallback_total", "Requests sent with the API key instead")
 
     def __call__(self, event: Event, /) -> None:
         if isinstance(event, RequestFinished):
@@ -157,6 +159,8 @@ class Metrics:
                 self._errors.labels(kind).inc()
             case UpstreamRejected(kind=kind):
                 self._rejections.labels(kind).inc()
+            case KeyUsedInstead():
+                self._key_used.inc()
 
     def render(self) -> bytes:
         """The Prometheus text format."""

@@ -17,14 +17,14 @@ from grok_oauth_proxy.events import (
     RequestStarted,
     StaleTokenRetry,
     UpstreamFailed,
-    UpstreamRejected,
 )
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
+from grok_oauth_proxy.proxy.limits import limits_told
 from grok_oauth_proxy.proxy.peek import Peeked, peek
-from grok_oauth_proxy.proxy.recovery import Recovery, Step, TokenProvider
+from grok_oauth_proxy.proxy.recovery import CURABLE, Recovery, Step
 from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
 from grok_oauth_proxy.proxy.replies import unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
@@ -36,7 +36,7 @@ class Proxy:
 
     def __init__(
         self,
-        tokens: TokenProvider,
+        recovery: Recovery,
         upstream: Upstream,
         *,
         policy: retry.Policy,
@@ -44,13 +44,12 @@ class Proxy:
         observer: Observer,
         clock: Clock,
     ) -> None:
-        self._tokens = tokens
+        self._recovery = recovery
         self._upstream = upstream
         self._policy = policy
         self._replay_limit = replay_limit
         self._observer = observer
         self._clock = clock
-        self._recovery = Recovery(tokens, observer, clock, replay_limit=replay_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._clock, replay_limit=self._replay_limit)
@@ -101,7 +100,8 @@ class Proxy:
     async def _obtain(self, exchange: Exchange) -> Peeked:
         """Send, and send again for as long as there is a next step; the answer to deliver."""
         target = upstream_target(exchange.client.target, self._upstream.base_path)
-        token = await self._tokens.get(at_least=exchange.life_needed)
+        secret = exchange.brings_secret
+        token = await self._recovery.first(at_least=exchange.life_needed, brings_secret=secret)
         outcome = await self._send(exchange, target, token)
         if isinstance(outcome, Peeked) and outcome.answer.status < 400:
             self._recovery.note_accepted(exchange.raw_path)
@@ -133,6 +133,8 @@ class Proxy:
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
         try:
             answer = await self._upstream.send(self._request(exchange, target, token))
+            if (told := limits_told(answer.headers, at=self._clock.wall())) is not None:
+                self._observer(told)
             if answer.status < 400:
                 return Peeked(answer)
             peeked = await peek(answer)
@@ -141,8 +143,8 @@ class Proxy:
             return failure
         if peeked.unreadable and exchange.body.kept_whole:
             peeked = await self._ask_plainly(peeked, self._request(exchange, target, token, plain=True))
-        if peeked.rejection:
-            self._observer(UpstreamRejected(peeked.rejection.kind, peeked.rejection.meaning))
+        if (rejection := peeked.rejection) is not None:
+            self._observer(rejection.told(exchange.raw_path, self._clock.wall()))
         return peeked
 
     async def _ask_plainly(self, refused: Peeked, request: Request) -> Peeked:
@@ -174,11 +176,11 @@ class Proxy:
             if outcome.kind == "timeout":
                 return None  # the time is not spent once more
             decision = retry.after_failure(attempt, self._policy, sent=outcome.sent, stale=outcome.stale)
-        elif outcome.rejection is STALE_TOKEN and exchange.brings_secret:
-            return None
-        elif outcome.rejection is STALE_TOKEN:
-            kept = exchange.body.kept_whole
-            return await self._recovery.step(token, attempt, path=exchange.raw_path, can_resend=kept)
+        elif outcome.rejection in CURABLE:
+            if exchange.brings_secret:
+                return None
+            kept, path = exchange.body.kept_whole, exchange.raw_path
+            return await self._recovery.step(token, attempt, outcome.rejection, path=path, can_resend=kept)
         else:
             if outcome.answer.status < 500:
                 self._recovery.note_accepted(exchange.raw_path)

@@ -14,6 +14,8 @@ from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.errors import CredentialsUnavailable
 from grok_oauth_proxy.events import Observer, StaleTokenRetry
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.fallback import KeyFallback
+from grok_oauth_proxy.proxy.rejections import ENTITLEMENT, STALE_TOKEN, Rejection
 from grok_oauth_proxy.proxy.replies import not_resendable
 
 _FUTILE_FOR: Final = 300.0
@@ -24,6 +26,9 @@ _FUTILE_PATHS: Final = 5
 _ACCEPTED_PATHS: Final = 256
 _REFUSING_LONG: Final = 60.0
 """Seconds of nothing but refusals after which a token is of no use to whoever asks."""
+
+CURABLE: Final = (STALE_TOKEN, ENTITLEMENT)
+"""What may be answered by sending the request again, with something else."""
 
 Step = tuple[Token, retry.Attempt]
 
@@ -39,8 +44,17 @@ class TokenProvider(Protocol):
 class Recovery:
     """Shared by all requests of a process."""
 
-    def __init__(self, tokens: TokenProvider, observer: Observer, clock: Clock, *, replay_limit: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenProvider,
+        fallback: KeyFallback,
+        observer: Observer,
+        clock: Clock,
+        *,
+        replay_limit: int,
+    ) -> None:
         self._tokens = tokens
+        self._fallback = fallback
         self._observer = observer
         self._clock = clock
         self._replay_limit = replay_limit
@@ -55,6 +69,19 @@ class Recovery:
         self._doubted: Token | None = None
         """The token last refused while a body was sent that could not be sent again."""
 
+    async def first(self, *, at_least: float, brings_secret: bool) -> Token:
+        """What a request is sent with at first; raises `CredentialsUnavailable`.
+
+        `brings_secret`: it is sent with a credential of the client's, so that the key is not called upon.
+        """
+        try:
+            return await self._tokens.get(at_least=at_least)
+        except CredentialsUnavailable as error:
+            key = None if brings_secret else self._fallback.for_lack_of_a_token(error)
+            if key is None:
+                raise
+            return key
+
     def note_accepted(self, path: bytes) -> None:
         """The API took a token on this path."""
         if self._refusing:
@@ -67,13 +94,19 @@ class Recovery:
                 del self._accepted[next(iter(self._accepted))]
 
     async def step(
-        self, token: Token, attempt: retry.Attempt, *, path: bytes, can_resend: bool
+        self, token: Token, attempt: retry.Attempt, rejection: Rejection, *, path: bytes, can_resend: bool
     ) -> Step | None:
-        """The token and attempt to go on with; None: deliver the refusal.
+        """The token and attempt to go on with after one of `CURABLE`; None: deliver the refusal.
 
         Raises `CredentialsUnavailable` where there can be no other token: it tells the client more than the
         refusal would; and `ClientError` where another try is the client's, because the body is gone.
         """
+        if rejection is ENTITLEMENT:
+            self.note_accepted(path)
+            key = self._fallback.instead_of(token) if can_resend else None
+            return None if key is None else (key, attempt)
+        if self._fallback.is_in(token):
+            return None
         if not (attempt.resends or attempt.waited):
             self._observer(StaleTokenRetry("attempt"))
         step = None
@@ -109,9 +142,13 @@ class Recovery:
             following = attempt.resent(paused=decision.delay > 0)
             return current, following.having_waited(self._waited(deadline))
         if isinstance(decision, retry.Refresh):
+            asked_at = self._clock.wall()
             renewed = await self._renewed(token, deadline)
             if renewed is not None:
-                return renewed, attempt.refreshed().having_waited(self._waited(deadline))
+                # A token from before has cost no refresh: another owner's, or another login's.
+                spent = renewed.issued_at >= asked_at
+                following = attempt.refreshed() if spent else attempt.resent(paused=False)
+                return renewed, following.having_waited(self._waited(deadline))
         elif attempt.refreshes:
             self._futile = {**self._futile, path: self._clock.monotonic()}
             self._accepted.pop(path, None)

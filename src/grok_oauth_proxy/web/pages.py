@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.errors import ClientError, ProxyError
 from grok_oauth_proxy.observe.health import UpstreamPing, health_report
+from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.target import outside_api
 
@@ -22,9 +23,11 @@ _READ: Final = ["GET", "HEAD"]
 def create_pages(
     *,
     status: Callable[[], CredentialStatus],
+    news: News,
     ping: Callable[[], Awaitable[UpstreamPing]],
     metrics: Callable[[], bytes],
     api_base: str,
+    key_set: bool,
 ) -> FastAPI:
     """The ASGI application for everything outside /v1."""
     pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -32,7 +35,9 @@ def create_pages(
     @pages.api_route("/health", methods=_READ)
     async def health(deep: str = "") -> Response:
         wanted = deep.lower() in ("1", "true", "yes")
-        code, report = health_report(status(), api_base, await ping() if wanted else None)
+        code, report = health_report(
+            status(), api_base, news, await ping() if wanted else None, key_set=key_set
+        )
         return JSONResponse(report, code, {"cache-control": "no-store"})
 
     @pages.api_route("/metrics", methods=_READ)
