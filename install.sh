@@ -28,6 +28,7 @@ if [ "${1:-}" = --demo ]; then
 fi
 cat <<NEXT
 grok-oauth-proxy is installed.
-Next, with a Hermes login (\`hermes auth add xai-oauth\`):  $PWD/.venv/bin/grok-oauth-proxy serve
-Without one, to see it work:                              $PWD/.venv/bin/grok-oauth-proxy demo
+Next, sign in, here or with Hermes (\`hermes auth add xai-oauth\`):  $PWD/.venv/bin/grok-oauth-proxy login
+Then:                                                              $PWD/.venv/bin/grok-oauth-proxy serve
+Without an account, to see it work:                                $PWD/.venv/bin/grok-oauth-proxy demo
 NEXT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,8 @@ PACKAGE = "grok_oauth_proxy"
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"", "settings", "events", "errors", "clock", "origins", "egress", "asgi", "bugs"}),
-    frozenset({"credentials"}),
-    frozenset({"tasks", "proxy", "observe"}),
+    frozenset({"credentials", "moving"}),
+    frozenset({"tasks", "proxy", "observe", "control_plane"}),
     frozenset({"web", "http1"}),
     frozenset({"server", "app"}),
     frozenset({"workers"}),
@@ -32,7 +33,11 @@ The empty name is the package's own `__init__`.
 ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"})
 # The demo starts the proxy with an environment of its own and hands it PATH and the language of this one.
 # A worker gets the environment of the process that starts it, and one variable more.
-ENVIRONMENT_READERS = frozenset({"settings", "cli.demo_stage", "workers"})
+# What the shell says of ssh and screens is no setting of ours.
+# moving/ runs without an install, and so without the library that settings.py needs.
+ENVIRONMENT_READERS = frozenset(
+    {"settings", "cli.demo_stage", "cli.surroundings", "workers", "moving.surroundings"}
+)
 PROXY_ENVIRONMENT = frozenset({"getproxies", "getproxies_environment", "proxy_bypass_environment"})
 
 Edges = Mapping[str, frozenset[str]]
@@ -200,6 +205,23 @@ def test_one_reader_of_the_proxy_variables() -> None:
     """Only egress.py asks the standard library what HTTPS_PROXY, ALL_PROXY and NO_PROXY say."""
     readers = {module for module, tree in modules().items() if attributes(tree) & PROXY_ENVIRONMENT}
     assert readers == {"egress"}
+
+
+def test_moving_needs_nothing_but_python() -> None:
+    """What runs without an install imports the standard library and itself, and nothing else."""
+    strangers = {
+        name
+        for module, tree in modules().items()
+        if room(module) == "moving"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not f"{name}.".startswith(f"{PACKAGE}.moving.")
+    }
+    assert strangers == set()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -11,8 +11,17 @@ from collections.abc import Sequence
 import click
 
 from grok_oauth_proxy import __version__
+from grok_oauth_proxy.cli.config import config
 from grok_oauth_proxy.cli.demo import demo
+from grok_oauth_proxy.cli.doctor import doctor
+from grok_oauth_proxy.cli.env import env
+from grok_oauth_proxy.cli.export import export
+from grok_oauth_proxy.cli.import_ import import_
+from grok_oauth_proxy.cli.login import login
+from grok_oauth_proxy.cli.logout import logout
+from grok_oauth_proxy.cli.push import push
 from grok_oauth_proxy.cli.serve import serve
+from grok_oauth_proxy.cli.status import status
 from grok_oauth_proxy.errors import ProxyError
 
 
@@ -22,8 +31,8 @@ def commands() -> None:
     """A local OpenAI-compatible endpoint for your Grok (SuperGrok) login."""
 
 
-commands.add_command(serve)
-commands.add_command(demo)
+for command in (serve, login, logout, status, doctor, env, config, export, import_, push, demo):
+    commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.option("--worker", type=int, hidden=True, help="Serve this inherited socket, for PROXY_WORKERS.")
 def serve(worker: int | None) -> None:
-    """Serve the Grok API on http://127.0.0.1:9996/v1 with your Hermes login.
+    """Serve the Grok API on http://127.0.0.1:9996/v1 with your Grok login.
 
     All settings come from the environment; the README lists them.
     """

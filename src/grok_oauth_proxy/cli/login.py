@@ -1,0 +1,29 @@
+"""`grok-oauth-proxy login`: a login of the proxy's own, without Hermes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--browser", is_flag=True, help="Come back to a page on this machine instead of using a code.")
+def login(browser: bool) -> None:
+    """Sign in to Grok: the proxy gets a login of its own, which nobody else refreshes.
+
+    It shows a page and a code for any browser on any device, so that it works over ssh and in containers.
+    Ctrl-C leaves nothing behind. Exit code 0: signed in, 1: not, 130: given up.
+    """
+    # Imported here, so that `--help` and other commands do not wait for these.
+    from grok_oauth_proxy.cli import signing_in
+    from grok_oauth_proxy.settings import load_settings
+
+    settings = load_settings()
+    obtain = signing_in.by_browser if browser else signing_in.by_code
+    try:
+        asyncio.run(signing_in.sign_in(settings, obtain))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo("\nGiven up; nothing was changed.", err=True)
+        sys.exit(130)

@@ -1,0 +1,148 @@
+"""Finds the proxy that runs beside this command, and asks it how it is.
+
+Law: the key goes only to a program that answered as this proxy does when a key is missing. Where the proxy
+listens stands in the file `address` beside its state; that file may be older than what answers there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Final, Literal
+
+import httpx
+
+from grok_oauth_proxy.settings import Settings
+
+PATIENCE: Final = 3.0
+"""Seconds for a whole answer."""
+
+_ADDRESS: Final = re.compile(r"http://(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([0-9]{1,5})")
+_MAX_REPORT: Final = 256 * 1024
+_ANYWHERE: Final = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
+_KEY_PROBE: Final = "/v1/v1/"
+"""Behind the front door, and refused there: it costs the API nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A proxy that answers; `report` is the JSON object of its /health."""
+
+    address: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """No proxy that can be asked. `message` ends with the next step."""
+
+    code: Literal["not_running", "no_answer", "other_program", "wrong_key"]
+    message: str
+    address: str | None = None
+
+
+def find_running(settings: Settings) -> Running | Absent:
+    """Read the address file and ask who is there; takes `PATIENCE` seconds twice at most."""
+    path = settings.grok_proxy_auth_state.parent / "address"
+    try:
+        noted = path.read_bytes()[:256].decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return Absent("not_running", "No proxy is running here. Start it with `grok-oauth-proxy serve`.")
+    except OSError as error:
+        return Absent("not_running", f"{path} cannot be read: {error.strerror}. Make it readable.")
+    if not _is_address(noted):
+        return Absent("no_answer", f"{path} holds no address. Start the proxy: it writes the file anew.")
+    return ask(reachable(noted), settings)
+
+
+def _is_address(text: str) -> bool:
+    match = _ADDRESS.fullmatch(text)
+    try:
+        return match is not None and bool(ip_address(match[1] or match[2])) and 0 < int(match[3]) < 65536
+    except ValueError:
+        return False
+
+
+def reachable(address: str) -> str:
+    """An address to connect to, where the proxy listens on all of them."""
+    for anywhere, loopback in _ANYWHERE.items():
+        if address.startswith(anywhere):
+            return loopback + address.removeprefix(anywhere)
+    return address
+
+
+def ask(address: str, settings: Settings) -> Running | Absent:
+    """Who answers at `address`."""
+    try:
+        status, body = _get(f"{address}/health", None)
+        if _wants_key(status, body) and settings.proxy_api_key:
+            status, body = _get(f"{address}/health", settings.proxy_api_key.get_secret_value())
+    except httpx.ConnectError:
+        message = (
+            f"Nothing answers at {address}, where the proxy was. Start it with `grok-oauth-proxy serve`."
+        )
+        return Absent("no_answer", message, address)
+    except httpx.HTTPError:
+        message = f"What listens at {address} gives no answer. Look whether the proxy hangs, and restart it."
+        return Absent("no_answer", message, address)
+    if _wants_key(status, body):
+        return Absent("wrong_key", f"The proxy at {address} wants its key. {_SET_KEY}", address)
+    report = _json_object(body)
+    if report.get("provider") == "xai-oauth" and isinstance(report.get("status"), str):
+        return Running(address, report)
+    message = f"Another program answers at {address}, where the proxy was. Start the proxy again."
+    return Absent("other_program", message, address)
+
+
+_SET_KEY: Final = (
+    "Set PROXY_API_KEY here to the value the proxy was started with (a service may have it from "
+    "~/.config/grok-oauth-proxy.env)."
+)
+
+
+def key_trouble(running: Running, settings: Settings) -> str | None:
+    """What is wrong with the key that this environment would have clients send, or None."""
+    key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
+    try:
+        refused = _wants_key(*_get(running.address + _KEY_PROBE, key))
+    except httpx.HTTPError:
+        return None
+    return f"The proxy at {running.address} wants another key. {_SET_KEY}" if refused else None
+
+
+def _get(url: str, key: str | None) -> tuple[int, bytes]:
+    """Status and body, cut off after `PATIENCE` and `_MAX_REPORT`. Raises `httpx.HTTPError`."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    deadline = time.monotonic() + PATIENCE
+    # Without certificates: the proxy speaks plain HTTP, and loading them takes time.
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with (
+        httpx.Client(trust_env=False, timeout=PATIENCE, verify=tls) as client,
+        client.stream("GET", url, headers=headers) as answer,
+    ):
+        body = b""
+        for chunk in answer.iter_bytes():
+            body += chunk
+            if len(body) > _MAX_REPORT or time.monotonic() > deadline:
+                break
+        return answer.status_code, body
+
+
+def _wants_key(status: int, body: bytes) -> bool:
+    error = _json_object(body).get("error")
+    return status == httpx.codes.UNAUTHORIZED and isinstance(error, dict) and error.get("code") == _WRONG_KEY
+
+
+_WRONG_KEY: Final = "invalid_api_key"
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

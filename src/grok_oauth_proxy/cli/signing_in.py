@@ -1,0 +1,211 @@
+"""The course of a sign-in: what a person is shown, and what is done with the login that comes of it.
+
+Law: a login that comes in when nobody wants it any more is ended at the server; one that was saved stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+import webbrowser
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+
+from grok_oauth_proxy.cli.callback import Answer, CallbackPage, callback_page
+from grok_oauth_proxy.cli.surroundings import has_browser, ssh_target
+from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.control_plane import authorization_server, control_plane
+from grok_oauth_proxy.credentials.client_id import known_client_id
+from grok_oauth_proxy.credentials.oauth import AuthorizationServer
+from grok_oauth_proxy.credentials.own import OwnStore
+from grok_oauth_proxy.credentials.sign_in import (
+    BrowserLogin,
+    Pending,
+    poll_device,
+    refused,
+    request_device_code,
+    revoke,
+)
+from grok_oauth_proxy.credentials.token import Grant
+from grok_oauth_proxy.egress import tls_context
+from grok_oauth_proxy.errors import ProxyError, SignInFailed, StoreProblem
+from grok_oauth_proxy.settings import Settings
+
+_BROWSER_LIMIT: Final = 180.0
+
+console = Console(highlight=False, soft_wrap=True, markup=False)
+Obtain = Callable[[AuthorizationServer, str], Awaitable[Grant]]
+T = TypeVar("T")
+
+
+async def sign_in(settings: Settings, obtain: Obtain) -> None:
+    """Get a login by `obtain`, save it as the proxy's own and say so; raises `ProxyError`."""
+    _end_like_ctrl_c()
+    client_id = known_client_id(settings)
+    store = OwnStore.beside(settings.grok_proxy_auth_state)
+    _make_ready(store)
+    replaces = store.is_there()
+    async with control_plane(settings, tls_context()) as http:
+        server = authorization_server(settings, http, Clock())
+        await server.discover()
+        grant = await obtain(server, client_id)
+        saved = False
+        try:
+            async with store.lock():
+                store.replace(grant, client_id)
+                saved = True
+        except OSError as error:
+            raise _unwritable(store, error) from None
+        finally:
+            if not saved:
+                await _end(server, grant, client_id)
+    _tell(settings, store)
+    if replaces:
+        console.print("  The login that was here before is not used any more; end it in your xAI account.")
+
+
+def _end_like_ctrl_c() -> None:
+    """A terminal that is closed and a `kill` leave nothing behind either."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel if task else loop.stop)
+
+
+def _make_ready(store: OwnStore) -> None:
+    """Before anybody signs in for nothing."""
+    for repaired in store.file.prepare():
+        console.print(repaired)
+    if (kept := store.file.set_aside_if_corrupt()) is not None:
+        console.print(kept)
+    try:
+        store.rehearse()
+    except OSError as error:
+        raise _unwritable(store, error) from None
+
+
+def _unwritable(store: OwnStore, error: OSError) -> StoreProblem:
+    return StoreProblem(
+        f"{store.file.path} cannot be written: {error.strerror}. Make its folder writable, free some space.",
+        code="state_unusable",
+    )
+
+
+def _tell(settings: Settings, store: OwnStore) -> None:
+    console.print(f"✓ Signed in. The login is the proxy's own, in {store.file.path}; Hermes' is not touched.")
+    if settings.credential_source not in ("auto", "own"):
+        console.print(
+            f"  CREDENTIAL_SOURCE is {settings.credential_source}: unset it, so that this one is used."
+        )
+    interval = settings.hermes_poll_interval
+    console.print(f"  A running proxy uses it within {interval:g} s. To start one: grok-oauth-proxy serve")
+
+
+async def by_code(server: AuthorizationServer, client_id: str) -> Grant:
+    """With a code, in any browser on any device."""
+    code = await request_device_code(server, client_id)
+    console.print("Open this page on any device, sign in to Grok there, and check that it shows this code:\n")
+    console.print(f"  {code.page}\n  {code.user_code}\n")
+    interval, until = code.interval, time.monotonic() + code.expires_in
+    async with _countdown("Waiting for you to confirm.", until):
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(interval, left))
+            asking = poll_device(server, client_id, code, interval, now=time.time())
+            match await _unless_given_up(server, client_id, asking):
+                case Pending(interval=longer):
+                    interval = longer
+                case grant:
+                    return grant
+    raise refused("expired_token")
+
+
+async def by_browser(server: AuthorizationServer, client_id: str) -> Grant:
+    """With a browser that comes back to a page of ours."""
+    async with callback_page() as page:
+        question = BrowserLogin(client_id, page.address)
+        _show(question.page(server), page.address)
+        try:
+            async with (
+                _countdown("Waiting for the browser.", time.monotonic() + _BROWSER_LIMIT),
+                asyncio.timeout(_BROWSER_LIMIT),
+            ):
+                answer = await _answer_to(question, page)
+        except TimeoutError:
+            raise SignInFailed(
+                f"Nobody came back from the page within {_BROWSER_LIMIT:.0f} s. Try again, or run "
+                "`grok-oauth-proxy login` without --browser, which works from any device.",
+                code="expired",
+            ) from None
+        try:
+            if "code" not in answer.query:
+                raise refused(answer.query.get("error", "no_code"))
+            asking = question.redeem(server, answer.query["code"], now=time.time())
+            grant = await _unless_given_up(server, client_id, asking)
+        except ProxyError as error:
+            answer.tell(400, error.message)
+            raise
+        answer.tell(200, "You are signed in. This page can be closed.")
+        return grant
+
+
+async def _answer_to(question: BrowserLogin, page: CallbackPage) -> Answer:
+    """The first answer that belongs to this sign-in."""
+    told = False
+    while True:
+        answer = await page.answers.get()
+        if question.is_answered_by(answer.query.get("state", "")):
+            return answer
+        if not told:  # once: any page may send as many as it likes
+            console.print("An answer that belongs to another sign-in came, and was refused.")
+            told = True
+        answer.tell(400, "This answer belongs to another sign-in. Start again.")
+
+
+def _show(page: str, address: str) -> None:
+    port = address.split(":")[2].partition("/")[0]
+    if (target := ssh_target()) is not None:
+        console.print("Over ssh, run this first on the machine with the browser, and leave it open:\n")
+        console.print(f"  ssh -N -L {port}:127.0.0.1:{port} {target}\n")
+    console.print(f"Open this page in the browser and sign in to Grok:\n\n  {page}\n")
+    if has_browser():
+        # Some browsers return only when they are closed.
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+
+@asynccontextmanager
+async def _countdown(waiting: str, until: float) -> AsyncIterator[None]:
+    """Show what is waited for and how long still; on a terminal only."""
+    with console.status("") as status:
+
+        async def tick() -> None:
+            while True:
+                left = max(0, round(until - time.monotonic()))
+                status.update(f"{waiting} {left // 60}:{left % 60:02} left; Ctrl-C gives up.")
+                await asyncio.sleep(1)
+
+        ticking = asyncio.create_task(tick(), name="countdown")
+        try:
+            yield
+        finally:
+            ticking.cancel()
+
+
+async def _unless_given_up(server: AuthorizationServer, client_id: str, asking: Coroutine[Any, Any, T]) -> T:
+    """The result; a login that comes after Ctrl-C is ended at the server."""
+    task = asyncio.create_task(asking, name="sign-in")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with suppress(ProxyError):
+            if isinstance(grant := await task, Grant):
+                await _end(server, grant, client_id)
+        raise
+
+
+async def _end(server: AuthorizationServer, grant: Grant, client_id: str) -> None:
+    with suppress(SignInFailed):
+        await revoke(server, grant, client_id)
