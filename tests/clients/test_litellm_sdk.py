@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
@@ -11,13 +12,14 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from grok_oauth_proxy.sim.rejections import KINDS
-from tests.harness import Proxy
+from tests.harness import Proxy, environment, run
 from tests.sim.harness import Sim
 
 pytestmark = pytest.mark.filterwarnings(
     # pydantic says so of LiteLLM's own types when a stream is put together.
     "ignore:Item '.*' on TypedDict class '.*' is using the `ReadOnly` qualifier:UserWarning"
 )
+yaml: Any = importlib.import_module("yaml")  # comes with LiteLLM, without types
 SAID = "good morning"
 ANSWER = f"You said: {SAID} — it is a pleasure to hear from you."
 Fields = dict[str, Any]
@@ -96,6 +98,15 @@ def test_refusal(litellm: ModuleType, fields: Fields) -> None:
     with pytest.raises(litellm.APIError, match="do not have an active Grok subscription") as caught:
         litellm.completion(**fields, extra_headers={"x-sim": "reject=entitlement"})
     assert caught.value.status_code == KINDS["entitlement"].status
+
+
+def test_printed_config(litellm: ModuleType, shared_proxy: Proxy) -> None:
+    """With what `config litellm` prints, LiteLLM's router sends every Grok model here, by its own name."""
+    printed = run(environment(shared_proxy.home), "config", "litellm").stdout
+    router = litellm.Router(model_list=yaml.safe_load(printed)["model_list"], num_retries=0)
+    for model in ("grok-4", "grok-3-mini"):
+        reply = router.completion(model, [{"role": "user", "content": SAID}])
+        assert (reply.choices[0].message.content, reply.model) == (ANSWER, model)
 
 
 @pytest.mark.anyio

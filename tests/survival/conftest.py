@@ -1,0 +1,7 @@
+"""Fixtures for what the login survives; the real Hermes is that of tests/hermes."""
+
+from __future__ import annotations
+
+from tests.hermes.conftest import certificates, hermes_bin, rig
+
+__all__ = ["certificates", "hermes_bin", "rig"]
