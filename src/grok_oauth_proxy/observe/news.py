@@ -6,7 +6,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from grok_oauth_proxy.clock import Clock
-from grok_oauth_proxy.events import Event, KeyUsedInstead, RateLimitsTold, RequestFinished, UpstreamRejected
+from grok_oauth_proxy.events import (
+    Event,
+    KeyUsedInstead,
+    RateLimitsTold,
+    RequestFinished,
+    RequestStarted,
+    UpstreamRejected,
+)
 
 _DEGRADING: Final = frozenset({"entitlement", "spending_limit", "quota"})
 """Refusals of the account, which the next request will meet too."""
@@ -29,6 +36,8 @@ class News:
             answered = event.status < 300 and event.method != "OPTIONS"  # preflights are answered here
             if self._standing and answered and event.path == self._standing.path:
                 self._standing = None
+        elif isinstance(event, RequestStarted):
+            pass  # most of all events
         elif isinstance(event, UpstreamRejected):
             self._rejection = event
             if event.kind in _DEGRADING:

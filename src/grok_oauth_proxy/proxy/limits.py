@@ -20,6 +20,8 @@ _LONGEST: Final = 15
 def limits_told(headers: Headers, *, at: float) -> RateLimitsTold | None:
     """What the headers of an answer say, which came `at` (wall seconds); None when they say nothing."""
     values = [item for item in headers if item[0].startswith(_PREFIX)]
+    if not values:
+        return None
     left = dict.fromkeys(_KNOWN.values())
     told = {_KNOWN[name]: int(value) for name, value in values if name in _KNOWN and _is_number(value)}
     return RateLimitsTold(left | told, at) if told else None
