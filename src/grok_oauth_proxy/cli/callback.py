@@ -36,6 +36,7 @@ _HEADERS: Final = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+_OVER: Final = (400, "This sign-in is over.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ async def callback_page() -> AsyncIterator[CallbackPage]:
     sock = listen("127.0.0.1", FIRST_PORT)
     page = CallbackPage(f"http://127.0.0.1:{sock.getsockname()[1]}{PATH}")
     waiting: list[Answer] = []
+    over = asyncio.Event()
     config = uvicorn.Config(
-        _app(page, waiting),
+        _app(page, waiting, over),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -79,19 +81,22 @@ async def callback_page() -> AsyncIterator[CallbackPage]:
     try:
         yield page
     finally:
+        over.set()
         for answer in waiting:
-            answer.tell(400, "This sign-in is over.")
+            answer.tell(*_OVER)
         server.should_exit = True
         await serving
         sock.close()
 
 
-def _app(page: CallbackPage, waiting: list[Answer]) -> Starlette:
+def _app(page: CallbackPage, waiting: list[Answer], over: asyncio.Event) -> Starlette:
     async def take(request: Request) -> Response:
         if request.method != "GET" or request.headers.get("origin", _ACCOUNTS) != _ACCOUNTS:
             return HTMLResponse("Not from here.", 403, _HEADERS)
         answer = Answer(dict(request.query_params), asyncio.get_running_loop().create_future())
         waiting.append(answer)
+        if over.is_set():
+            answer.tell(*_OVER)
         try:
             page.answers.put_nowait(answer)
         except asyncio.QueueFull:

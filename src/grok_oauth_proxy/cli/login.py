@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 
 import click
@@ -20,6 +21,8 @@ def login(browser: bool) -> None:
     from grok_oauth_proxy.cli import signing_in
     from grok_oauth_proxy.settings import load_settings
 
+    # A shell starts its background jobs with SIGINT ignored; Ctrl-C, or a kill -INT, gives up all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = load_settings()
     obtain = signing_in.by_browser if browser else signing_in.by_code
     try:

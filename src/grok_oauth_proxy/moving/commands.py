@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -116,6 +117,8 @@ def _open_missing_streams() -> None:
 def _run(work: Callable[[], None]) -> int:
     """The exit code; what a user can cause ends in one line, never in a traceback."""
     os.umask(0o077)
+    # A shell starts its background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
