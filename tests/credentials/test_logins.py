@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from grok_oauth_proxy.credentials.chain import Chain
+from grok_oauth_proxy.credentials.hermes import HermesStore
 from grok_oauth_proxy.credentials.logins import Logins
 from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.oauth import Terminal, Transient
@@ -19,6 +21,7 @@ from grok_oauth_proxy.credentials.state import State
 from grok_oauth_proxy.credentials.token import Grant
 from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
 from grok_oauth_proxy.events import LoginChanged, RefreshFailed, StoreTrouble
+from grok_oauth_proxy.tasks.watcher import StoreWatcher
 from tests.credentials.fakes import (
     CLIENT,
     HOUR,
@@ -187,6 +190,60 @@ async def test_another_process_took_its_doubt_back(place: Place) -> None:
     place.hands.advance(120)
     await other.get()
     assert place.server.sent == ["mine", "mine"]
+
+
+async def test_unsaved_behind_a_new_login(place: Place, tmp_path: Path) -> None:
+    """Where a profile signs in anew meanwhile, the spent link in the root store still gets its successor."""
+    profile = tmp_path / "profile" / "auth.json"
+    profile.parent.mkdir()
+    place.hold(store(block(expired("root"))))
+    source = HermesStore((profile, place.auth))
+    chain = Chain(source, place.state_file, place.events.append)
+    tokens = TokenManager(
+        chain, place.server, window=300.0, observer=place.events.append, clock=place.hands.clock
+    )
+    await tokens.start()
+
+    async def no_disk() -> None:
+        place.take_state_folder_away()
+        place.auth.parent.rename(place.folder / "hermes-gone")
+
+    place.server.gate = no_disk
+    assert await refused(tokens) == "not_saved"
+    place.server.gate = None
+    (place.folder / "hermes-gone").rename(place.auth.parent)
+    place.bring_state_folder_back()
+    profile.write_text(json.dumps(store(block(link("profile")))))
+    place.hands.advance(60)
+    await tokens.refresh_ahead()
+    assert place.held() == ["root+1"]
+    assert await in_use(tokens) == bearer("profile")
+
+
+async def test_root_store_damaged_for_a_moment(place: Place, tmp_path: Path) -> None:
+    """A store that cannot be read is not taken for one without a login, whatever stands before it."""
+    profile = tmp_path / "profile" / "auth.json"
+    profile.parent.mkdir()
+    profile.write_text("{}")
+    place.auth.write_text("{damaged")
+    with pytest.raises(StoreProblem) as caught:
+        HermesStore((profile, place.auth)).read()
+    assert caught.value.code == "corrupt"
+
+
+async def test_file_that_comes_back_as_it_was(place: Place) -> None:
+    """An own login whose file was away for a moment is used again, though the file is the same as before."""
+    place.signed_in(link("mine"))
+    own = place.own_manager()
+    logins = Logins([own], place.events.append)
+    await logins.start()
+    watcher = StoreWatcher(place.own, lambda: logins.reload(own), interval=0.1, observer=place.events.append)
+    place.own.file.path.rename(place.folder / "aside")
+    await watcher.look()
+    assert await refused(logins) == "logged_out"
+    (place.folder / "aside").rename(place.own.file.path)
+    await watcher.look()
+    assert await in_use(logins) == bearer("mine")
 
 
 # Whose client it is.

@@ -61,6 +61,10 @@ async def sign_in(settings: Settings, obtain: Obtain) -> None:
                 saved = True
         except OSError as error:
             raise _unwritable(store, error) from None
+        except asyncio.CancelledError:
+            if not saved:
+                raise
+            _stay()
         finally:
             if not saved:
                 await _end(server, grant, client_id)
@@ -73,7 +77,14 @@ def _end_like_ctrl_c() -> None:
     """A terminal that is closed and a `kill` leave nothing behind either."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel if task else loop.stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup
+            loop.add_signal_handler(number, task.cancel if task else loop.stop)
+
+
+def _stay() -> None:
+    """Whoever gave up was too late: the login is there, and is told."""
+    if (task := asyncio.current_task()) is not None:
+        task.uncancel()
 
 
 def _make_ready(store: OwnStore) -> None:
@@ -125,31 +136,48 @@ async def by_code(server: AuthorizationServer, client_id: str) -> Grant:
 
 async def by_browser(server: AuthorizationServer, client_id: str) -> Grant:
     """With a browser that comes back to a page of ours."""
-    async with callback_page() as page:
-        question = BrowserLogin(client_id, page.address)
-        _show(question.page(server), page.address)
-        try:
-            async with (
-                _countdown("Waiting for the browser.", time.monotonic() + _BROWSER_LIMIT),
-                asyncio.timeout(_BROWSER_LIMIT),
-            ):
-                answer = await _answer_to(question, page)
-        except TimeoutError:
-            raise SignInFailed(
-                f"Nobody came back from the page within {_BROWSER_LIMIT:.0f} s. Try again, or run "
-                "`grok-oauth-proxy login` without --browser, which works from any device.",
-                code="expired",
-            ) from None
-        try:
-            if "code" not in answer.query:
-                raise refused(answer.query.get("error", "no_code"))
-            asking = question.redeem(server, answer.query["code"], now=time.time())
-            grant = await _unless_given_up(server, client_id, asking)
-        except ProxyError as error:
-            answer.tell(400, error.message)
-            raise
-        answer.tell(200, "You are signed in. This page can be closed.")
-        return grant
+    grant = None
+    try:
+        async with callback_page() as page:
+            question = BrowserLogin(client_id, page.address)
+            _show(question.page(server), page.address)
+            answer = await _waited_for(question, page)
+            grant = await _redeemed(server, client_id, question, answer)
+    except BaseException:
+        if grant is not None:  # given up before it could be saved
+            await _end(server, grant, client_id)
+        raise
+    return grant
+
+
+async def _waited_for(question: BrowserLogin, page: CallbackPage) -> Answer:
+    try:
+        async with (
+            _countdown("Waiting for the browser.", time.monotonic() + _BROWSER_LIMIT),
+            asyncio.timeout(_BROWSER_LIMIT),
+        ):
+            return await _answer_to(question, page)
+    except TimeoutError:
+        raise SignInFailed(
+            f"Nobody came back from the page within {_BROWSER_LIMIT:.0f} s. Try again, or run "
+            "`grok-oauth-proxy login` without --browser, which works from any device.",
+            code="expired",
+        ) from None
+
+
+async def _redeemed(
+    server: AuthorizationServer, client_id: str, question: BrowserLogin, answer: Answer
+) -> Grant:
+    try:
+        if "code" not in answer.query:
+            raise refused(answer.query.get("error", "no_code"))
+        asking = question.redeem(server, answer.query["code"], now=time.time())
+        grant = await _unless_given_up(server, client_id, asking)
+    except ProxyError as error:
+        answer.tell(400, error.message)
+        raise
+    answer.tell(200, "You are signed in. This page can be closed.")
+    return grant
 
 
 async def _answer_to(question: BrowserLogin, page: CallbackPage) -> Answer:

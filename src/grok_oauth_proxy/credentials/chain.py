@@ -113,7 +113,9 @@ class Chain:
             if told != self._told:
                 self._told = told
                 self._observer(StoreTrouble(problem.code, told))
-            if repair and problem.code == "corrupt" and self.state.grant is not None:
+            # Only what was really set aside: it may have become good, or not be movable.
+            aside = problem.code == "corrupt" and not self._state_file.path.exists()
+            if repair and aside and self.state.grant is not None:
                 self._save_state()
             return
         self._foreign, self._told = False, None
@@ -157,7 +159,9 @@ class Chain:
         chosen = next((grant for grant in current if not self._verdict(grant)), None)
         chosen = chosen or next(iter(current), grants[0])
         if self._unsaved and chosen.fingerprint == self._unsaved[1].fingerprint:
-            return  # it is used once a disk has it
+            if all(grant.fingerprint != chosen.fingerprint for grant in grants):
+                return  # it is used once a disk has it
+            self._unsaved = None
         if self.grant is None or not _same(chosen, self.grant):
             adopted, self.grant = self.grant is not None, chosen
             if adopted:
@@ -241,11 +245,18 @@ class Chain:
         try:
             held = self.source.read()
         except StoreProblem as problem:
+            if problem.code == "foreign":
+                return False
             if problem.code != "no_tokens":
                 return self.advance(old, new)
             held = []
         if not any(self.state.newest(grant.fingerprint) == new.fingerprint for grant in held):
-            # Somebody signed in anew, or out, meanwhile: nothing of theirs is written over.
+            # Somebody signed in anew, or out, meanwhile: nothing of theirs is written over. The spent link
+            # may stand in a store behind theirs.
+            try:
+                self.source.write_back(old, new)
+            except (OSError, StoreProblem):
+                return False
             self._unsaved = None
             return True
         return self.advance(old, new)

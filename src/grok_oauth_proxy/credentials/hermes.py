@@ -72,7 +72,7 @@ class HermesStore:
             if grants:
                 return grants
             problems.append(StoreProblem(f"{path} holds no xAI login. {_SIGN_IN}", code="no_tokens"))
-        raise problems[0]
+        raise next((p for p in problems if p.code not in ("missing", "no_tokens")), problems[0])
 
     def rehearse(self) -> None:
         """Write as much as a write-back would, beside each store, and take it away again.

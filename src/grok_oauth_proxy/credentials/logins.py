@@ -69,7 +69,7 @@ class Logins:
             return await active.get(refused=refused, at_least=at_least)
         except CredentialsUnavailable as error:
             _forget_if_logged_out(active, error.code)
-            if not active.dead or not await self._settle():
+            if self._active is active and not (active.dead and await self._settle()):
                 raise
         return await self._active.get(at_least=at_least)
 
@@ -150,13 +150,13 @@ class Logins:
 
     async def _look_elsewhere(self, lost: TokenManager) -> None:
         for manager in self._managers:
-            if manager is lost:
+            if manager is lost and lost.holds_login:
                 continue
             try:
                 await manager.start()
             except StoreProblem:
                 continue
-            if not manager.dead and lost.dead:  # somebody may have signed in meanwhile
+            if not manager.dead and (lost.dead or manager is lost):  # somebody may have signed in meanwhile
                 self._use(manager)
                 return
 

@@ -181,7 +181,7 @@ class TokenManager:
 
     def forget(self) -> None:
         """Somebody logged out: what is in use is given up."""
-        if self.holds_login:
+        if self.holds_login and not self._chain.unfinished:
             self._chain.forget()
             self._at_hand.forget_the_old()
             self._history.stands(RefreshFailed("logged_out", self._say(LOGGED_OUT), terminal=True))

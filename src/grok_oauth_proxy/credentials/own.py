@@ -72,7 +72,7 @@ class OwnStore:
     def holder(self) -> tuple[Grant, str | None]:
         """The grant and the OAuth client it belongs to; raises as `read` does."""
         (grant,), state = self.read(), self.file.load()
-        return grant, grant.token.client_id or (state.client_id if state else None)
+        return grant, (state.client_id if state else None) or grant.token.client_id
 
     def rehearse(self) -> None:
         """Write as much as a write-back would, and take it away again. Raises OSError."""

@@ -97,7 +97,7 @@ async def poll_device(
         return Pending(interval)  # the network may come back before the code expires
     reply = json_object(body) or {}
     if status == httpx.codes.OK:
-        return read_reply(reply, now=now) or Pending(interval)  # a portal's page, as a rule
+        return _grant(reply, now) if "access_token" in reply else Pending(interval)  # a portal's page
     error = reply.get("error")
     if error == "slow_down":
         return Pending(interval + _SLOW_DOWN)

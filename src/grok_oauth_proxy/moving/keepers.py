@@ -241,8 +241,11 @@ def _current(tokens: Json, books: Books) -> Json | None:
 
 
 def _document(tokens: Json, books: Books, surroundings: Surroundings, endpoint: object) -> Document:
-    same = books.link == _link(tokens)
-    client_id = surroundings.client_id or claimed_client_id(tokens) or (books.client_id if same else None)
+    recorded = books.client_id if books.link == _link(tokens) else None
+    known = (recorded, claimed_client_id(tokens))
+    # An own login was made for the client that is recorded; a shared one is whose its token says.
+    first, second = known if books.content.get("source") == "own" else reversed(known)
+    client_id = surroundings.client_id or first or second
     if not isinstance(endpoint, str) or not is_trusted(endpoint, allow_loopback=surroundings.allow_loopback):
         endpoint = f"{surroundings.issuer}/oauth2/token"
     return Document(client_id, endpoint, tokens)

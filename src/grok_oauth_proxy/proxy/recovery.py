@@ -24,6 +24,7 @@ minutes to learn of a token (facts: API)."""
 _FUTILE_PATHS: Final = 5
 """When so many paths refuse new tokens, no path causes a refresh that never took a token."""
 _ACCEPTED_PATHS: Final = 256
+_MOST_RESENDS: Final = 3
 _REFUSING_LONG: Final = 60.0
 """Seconds of nothing but refusals after which a token is of no use to whoever asks."""
 
@@ -146,7 +147,7 @@ class Recovery:
             renewed = await self._renewed(token, deadline)
             if renewed is not None:
                 # A token from before has cost no refresh: another owner's, or another login's.
-                spent = renewed.issued_at >= asked_at
+                spent = renewed.issued_at >= asked_at or attempt.resends >= _MOST_RESENDS
                 following = attempt.refreshed() if spent else attempt.resent(paused=False)
                 return renewed, following.having_waited(self._waited(deadline))
         elif attempt.refreshes:

@@ -48,6 +48,7 @@ class StoreWatcher:
         try:
             settled = await self._reload()
         except StoreProblem as problem:
+            self._seen = ()
             if self._reported != (found, problem.code):
                 self._reported = (found, problem.code)
                 self._observer(StoreTrouble(problem.code, problem.message))
