@@ -273,7 +273,8 @@ def test_answer_that_comes_twice(home: Home, sim: Sim) -> None:
 def test_given_up_while_redeeming(home: Home, sim: Sim, number: signal.Signals) -> None:
     """Ended while the code is redeemed, it ends what comes of it at the server, and says nothing else."""
     sim.patch(token_delay=1)
-    with signing_in(settings_of(home, sim, BROWSER=OPENER), "--browser") as (process, _out, err):
+    command = signing_in(settings_of(home, sim, BROWSER=OPENER), "--browser")
+    with _not_ignored(number), command as (process, _out, err):
         reached = sim.http.get("/_sim/wait?counter=token_requests&n=1&timeout=20", timeout=PATIENCE).json()
         assert reached["reached"]
         process.send_signal(number)
@@ -281,6 +282,16 @@ def test_given_up_while_redeeming(home: Home, sim: Sim, number: signal.Signals) 
     assert err.text().strip() == "Given up; nothing was changed."
     assert not own_file(home).exists()
     assert (sim.counters()["logins"], sim.counters()["revocations"]) == (1, 1)
+
+
+@contextmanager
+def _not_ignored(number: signal.Signals) -> Iterator[None]:
+    """A command that is started now hears the signal, though `nohup` may have started the tests."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def test_second_login(home: Home, sim: Sim) -> None:
