@@ -1,6 +1,7 @@
 """An hour in a minute: tokens that live for seconds, faults by chance, and constant traffic.
 
-It runs when SURVIVAL_SOAK_SECONDS says for how long; 3600 makes it a real hour. SURVIVAL_SOAK_SEED=N repeats the chances of another run.
+It runs when SURVIVAL_SOAK_SECONDS says for how long; 3600 makes it a real hour. SURVIVAL_SOAK_SEED=N repeats
+the chances of another run.
 """
 
 from __future__ import annotations
