@@ -288,6 +288,9 @@ def test_account_that_is_not_entitled_to_tokens(home: Home, own_sim: Sim) -> Non
     with proxy_running(home, own_sim, XAI_API_KEY=KEY, API_KEY_FALLBACK="entitlement") as proxy:
         proxy.err.wait_for(r"\[not_entitled\]")
         wait_until(lambda: proxy.http.get("/v1/models").is_success and None in carried(own_sim), proxy)
+        answer = proxy.http.post("/v1/chat/completions", json=QUESTION)
+        assert (answer.status_code, carried(own_sim)[-1]) == (200, None)
+        assert proxy.metric("proxy_api_key_fallback_total") == carried(own_sim).count(None)
 
 
 def test_wrong_key_in_the_second_place(home: Home, own_sim: Sim) -> None:

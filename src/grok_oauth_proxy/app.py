@@ -181,9 +181,7 @@ def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream
     )
 
 
-def _broadcast(*observers: Observer) -> Observer:
-    first, second, third = observers
-
+def _broadcast(first: Observer, second: Observer, third: Observer) -> Observer:
     def tell(event: Event, /) -> None:
         first(event)
         second(event)

@@ -223,7 +223,10 @@ def test_unknown_version(tmp_path: Path, version: object) -> None:
 def test_known_version(tmp_path: Path, version: Json) -> None:
     """A store of the version Hermes writes, or from before it wrote one, takes what is refreshed."""
     content = {key: value for key, value in store(block(A)).items() if key != "version"}
-    at(tmp_path, content | version).rehearse()
+    hermes = at(tmp_path, content | version)
+    hermes.rehearse()
+    assert hermes.write_back(A, B) == 1
+    assert names(hermes) == ["refresh-b"]
 
 
 def test_rehearsal_where_nothing_is_kept(tmp_path: Path) -> None:
@@ -232,8 +235,12 @@ def test_rehearsal_where_nothing_is_kept(tmp_path: Path) -> None:
     (tmp_path / "profile").mkdir()
     linked = tmp_path / "profile" / "auth.json"
     linked.symlink_to(root)
-    HermesStore((linked, root)).rehearse()
-    HermesStore((tmp_path / "absent.json", root)).rehearse()
+    for profile in (linked, tmp_path / "absent.json"):
+        hermes = HermesStore((profile, root))
+        hermes.rehearse()
+        assert hermes.write_back(A, A) == 1
+    assert linked.is_symlink()
+    assert not (tmp_path / "absent.json").exists()
 
 
 def test_quarantined_block_is_not_revived(tmp_path: Path) -> None:

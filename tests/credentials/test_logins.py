@@ -338,7 +338,6 @@ async def test_hermes_store_away_for_a_moment(place: Place) -> None:
     place.server.script = [Terminal("invalid_grant")]
     await refused(logins)
     (place.folder / "aside").rename(place.auth)
-    await asyncio.sleep(1.1)  # requests look for another login once a second
     await logins.refresh_ahead()
     assert logins.status().source == "hermes"
 

@@ -373,6 +373,20 @@ async def test_reload_adopts(world: World) -> None:
     assert name_of(state.grant) == "refresh-sibling"
 
 
+async def test_reload_while_a_refresh_waits_for_the_lock(world: World) -> None:
+    """What another owner writes is in use though he keeps the lock, for which a refresh of ours waits."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    async with world.source.real.lock():
+        waiting = asyncio.create_task(tokens.get())
+        await asyncio.sleep(0)
+        world.hold(store(block(SIBLING)))
+        await asyncio.wait_for(tokens.reload(), 5)
+        assert await asyncio.wait_for(bearer_of(tokens), 5) == access(SIBLING)
+    assert (await waiting).bearer.get_secret_value() == access(SIBLING)
+    assert world.server.sent == []
+
+
 async def test_reload_of_a_broken_store(world: World) -> None:
     """A store that cannot be read changes nothing about what is in use."""
     world.hold(store(block(VALID)))

@@ -122,12 +122,12 @@ def _ago(at: object, now: float) -> str:
 
 
 def _moment(at: object) -> datetime | None:
-    """A time from the report, as local time: ISO 8601, or seconds since the epoch."""
+    """A time from the report, as local time: ISO 8601, or seconds since the epoch; None if it is neither."""
     try:
         if isinstance(at, str):
             return datetime.fromisoformat(at).astimezone()
         if isinstance(at, int | float):
             return datetime.fromtimestamp(at).astimezone()
     except (OverflowError, OSError, ValueError):
-        pass
+        return None
     return None

@@ -22,8 +22,6 @@ def key_token(key: SecretStr) -> Token:
 class ApiKey:
     """What `logins.Logins` is for logins. Billed separately from a subscription."""
 
-    client_id = None
-
     def __init__(self, key: SecretStr, observer: Observer) -> None:
         self._token = key_token(key)
         self._observer = observer

@@ -37,11 +37,6 @@ class Logins:
     def __repr__(self) -> str:
         return f"Logins(active={self._active!r}, of={len(self._managers)})"
 
-    @property
-    def client_id(self) -> str | None:
-        """See `TokenManager.client_id`."""
-        return self._active.client_id
-
     async def start(self) -> None:
         """Load the first living login, else the first dead one; raise `StoreProblem` when there is none."""
         problem, dead = None, None
@@ -92,6 +87,7 @@ class Logins:
     async def refresh_ahead(self) -> None:
         """See `TokenManager.refresh_ahead`."""
         await self._active.refresh_ahead()
+        self._looked_at = -math.inf  # its own pace is slow enough
         await self._settle()
 
     async def reload(self, manager: TokenManager) -> bool:

@@ -264,8 +264,7 @@ class TokenManager:
         try:
             # Before the lock: Hermes gives up waiting for it after 15 s.
             await self._server.discover()
-            async with self._disk:
-                await self._transaction(refused)
+            await self._transaction(refused)
         except StoreProblem as problem:
             self._fail(RefreshFailed(problem.code, problem.message, terminal=False))
         except Exception as error:  # noqa: BLE001 - the link may be spent: no other try without a pause
@@ -281,12 +280,14 @@ class TokenManager:
     async def _transaction(self, refused: Token | None) -> None:
         chain = self._chain
         if (store := chain.source.unwritable()) is not None:
-            await self._save_leftovers()
-            await asyncio.to_thread(lambda: chain.adopt(chain.source.read()))
+            async with self._disk:
+                await self._save_leftovers()
+                await asyncio.to_thread(lambda: chain.adopt(chain.source.read()))
             if self._at_hand.is_stale(refused):
                 raise StoreProblem(self._say(READ_ONLY, path=store), code="store_read_only")
         else:
-            async with chain.source.lock():
+            # The disk is free while this waits: what others write meanwhile is used.
+            async with chain.source.lock(), self._disk:
                 await self._save_leftovers()
                 await self._rotate(refused)
         if chain.behind:
