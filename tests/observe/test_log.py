@@ -195,12 +195,13 @@ async def never(_message: object = None) -> Any:
 
 def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
     """The line of a request shows its path as it was sent, and neither query nor credentials."""
+    client = SimpleNamespace(target=b"/v1/a%20b?key=canary", framing=[], take_body=lambda: b"")
     scope = {
         "method": "GET",
         "raw_path": b"/v1/a%20b",
         "query_string": b"key=canary",
         "http_version": "1.1",
-        "state": {"client": SimpleNamespace(target=b"/v1/a%20b?key=canary", take_body=lambda: b"")},
+        "state": {"client": client},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
     exchange = Exchange(scope, never, never, Clock(), replay_limit=0)

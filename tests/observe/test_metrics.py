@@ -140,6 +140,16 @@ def test_requests() -> None:
     assert counted["proxy_requests_in_flight"] == 0
 
 
+def test_times() -> None:
+    """A time counts for the first bound that is not below it, and for all above."""
+    times = [0.0, 0.005, 0.0051, 2.5, 4000.0]
+    counted = after(*[finished(duration=time, ttfb=None) for time in times])
+    bounds = ["0.005", "0.01", "1.0", "2.5", "3600.0", "+Inf"]
+    buckets = [counted[f"proxy_request_duration_seconds_bucket le={bound}"] for bound in bounds]
+    assert buckets == [2, 3, 3, 4, 4, 5]
+    assert counted["proxy_request_duration_seconds_sum"] == pytest.approx(sum(times))
+
+
 def test_in_flight() -> None:
     """What has begun and not ended is in flight."""
     assert after(RequestStarted(), RequestStarted(), finished())["proxy_requests_in_flight"] == 1

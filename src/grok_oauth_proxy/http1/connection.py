@@ -252,9 +252,10 @@ class Connection(FlowControl):
         if known == b"CONNECT":
             raise ValueError("no tunnels here")
         method = (self._method or known).decode("ascii")
+        framing = body_framing(first)
         self._switching = b"upgrade" in first and wants_websocket(method, version, headers)
         if parser.should_upgrade() and not self._switching:
-            self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in body_framing(headers))
+            self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in framing)
         raw_path, _, query = self._target.partition(b"?")
         path = raw_path.decode("ascii")
         scope: Scope = {
@@ -279,6 +280,7 @@ class Connection(FlowControl):
             self,
             scope,
             self._target,
+            framing=framing,
             wants_websocket=self._switching,
             keep_alive=keep_alive,
             expects=expects,

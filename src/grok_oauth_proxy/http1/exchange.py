@@ -72,6 +72,7 @@ class Exchange:
         scope: Scope,
         target: bytes,
         *,
+        framing: Headers,
         wants_websocket: bool,
         keep_alive: bool,
         expects: bool,
@@ -79,6 +80,8 @@ class Exchange:
         self.scope = scope
         self.target = target
         """What was asked for, byte for byte."""
+        self.framing = framing
+        """The headers that say how the request's body is framed."""
         self.wants_websocket = wants_websocket
         self.keep_alive = keep_alive
         self._wire = wire

@@ -19,7 +19,6 @@ from grok_oauth_proxy.events import (
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
-    RequestStarted,
     StaleTokenRetry,
     StoreTrouble,
     UpstreamFailed,
@@ -57,11 +56,17 @@ class LineHandler(logging.StreamHandler[TextIO]):
                 self.flush()
 
     def _line(self, at: float, event: RequestFinished) -> str:
-        second = int(at)
-        if second != self._second:
+        if (second := int(at)) != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-        return f"{self._stamp},{int((at - second) * 1000):03d} INFO    {_request_line(event)}\n"
+        method, path, status, duration, _, count_in, count_out, request_id, ending = event
+        if not _is_plain(path + request_id):
+            path, request_id = _shown(path), _shown(request_id)
+        return (
+            f"{self._stamp},{int((at - second) * 1000):03d} INFO    {method} {path} {status} "
+            f"{duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
+            f"{'' if ending == 'complete' else ' ' + ending}\n"
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         self.flush()
@@ -101,7 +106,7 @@ def log_event(event: Event, /) -> None:
     if isinstance(event, RequestFinished):
         if logger.isEnabledFor(logging.INFO):
             _lines.write_soon(event)
-    elif not isinstance(event, RequestStarted):
+    else:
         _log_news(event)
 
 
@@ -136,14 +141,6 @@ def _log_upstream(event: Event) -> None:
             logger.warning("%s %s [%s]", meaning, remedy, kind)
         case KeyUsedInstead():
             logger.warning("Sent with XAI_API_KEY instead, which is billed separately. [api_key_fallback]")
-
-
-def _request_line(event: RequestFinished) -> str:
-    method, path, status, duration, _, count_in, count_out, request_id, ending = event
-    if not _is_plain(path + request_id):
-        path, request_id = _shown(path), _shown(request_id)
-    line = f"{method} {path} {status} {duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
-    return line if ending == "complete" else f"{line} {ending}"
 
 
 def _is_plain(text: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -88,6 +90,16 @@ def route_label(path: str) -> str:
     return next((route for pattern, route in _TEMPLATES if pattern.fullmatch(path)), "other")
 
 
+class _Latencies(Histogram):
+    """Takes many values at once, which prometheus-client's own `observe` does not."""
+
+    def observe_all(self, seconds: list[float]) -> None:
+        """Each of them; it costs a fraction of `observe` for each."""
+        for place, count in Counts(bisect_left(self._upper_bounds, value) for value in seconds).items():
+            self._buckets[place].inc(count)
+        self._sum.inc(sum(seconds))
+
+
 class Metrics:
     """An observer. `seconds_to_expiry` is asked at each scrape; None means that no expiry is known.
 
@@ -102,10 +114,9 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(name, text, registry=registry, buckets=_LATENCY)
+        def histogram(name: str, text: str) -> _Latencies:
+            return _Latencies(name, text, registry=registry, buckets=_LATENCY)
 
-        self._children: dict[tuple[str, str, int], Counter] = {}
         self._open = 0
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
@@ -182,15 +193,8 @@ class Metrics:
     def _fold(self) -> None:
         """Count what has finished; many at once take less than one at a time."""
         finished, self._finished = self._finished, []
-        for event in finished:
-            self._finish(event)
-
-    def _finish(self, event: RequestFinished) -> None:
-        method = event.method if event.method in _METHODS else "other"
-        key = method, route_label(event.path), event.status
-        if (child := self._children.get(key)) is None:
-            child = self._children[key] = self._requests.labels(*map(str, key))
-        child.inc()
-        self._duration.observe(event.duration)
-        if event.ttfb is not None:
-            self._ttfb.observe(event.ttfb)
+        for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
+            labels = method if method in _METHODS else "other", route_label(path), str(status)
+            self._requests.labels(*labels).inc(count)
+        self._duration.observe_all([event.duration for event in finished])
+        self._ttfb.observe_all([event.ttfb for event in finished if event.ttfb is not None])

@@ -11,7 +11,6 @@ from grok_oauth_proxy.events import (
     KeyUsedInstead,
     RateLimitsTold,
     RequestFinished,
-    RequestStarted,
     UpstreamRejected,
 )
 
@@ -36,8 +35,6 @@ class News:
             answered = event.status < 300 and event.method != "OPTIONS"  # preflights are answered here
             if self._standing and answered and event.path == self._standing.path:
                 self._standing = None
-        elif isinstance(event, RequestStarted):
-            pass  # most of all events
         elif isinstance(event, UpstreamRejected):
             self._rejection = event
             if event.kind in _DEGRADING:

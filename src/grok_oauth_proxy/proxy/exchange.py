@@ -10,7 +10,7 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
-from grok_oauth_proxy.proxy.headers import Headers, body_framing, header
+from grok_oauth_proxy.proxy.headers import Headers, header
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
@@ -26,6 +26,7 @@ class Client(Protocol):
     """
 
     target: bytes
+    framing: Headers
     wants_websocket: bool
     gone: bool
 
@@ -59,7 +60,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         self.headers: Headers = scope["headers"]
-        self.framing = body_framing(self.headers)
+        self.framing = self.client.framing
         self.body = RequestBody(receive, whole=self.client.take_body(), limit=replay_limit)
         self._clock = clock
         self.began_at = clock.wall()

@@ -63,7 +63,7 @@ def request_headers(
         dropped |= _CODINGS
     return [
         (b"host", host),
-        *[item for item in client if item[0] not in dropped and not item[0].startswith(b"x-forwarded-")],
+        *[item for item in client if item[0] not in dropped and item[0][:12] != b"x-forwarded-"],
         *([(b"accept-encoding", b"identity")] if plain else ()),
         *added,
         *([(b"authorization", b"Bearer " + bearer)] if bearer is not None else ()),
@@ -81,9 +81,8 @@ def response_trailers(upstream: Headers) -> Headers:
     return [item for item in upstream if item[0] not in _NOT_TRAILERS] if upstream else upstream
 
 
-def body_framing(client: Headers) -> Headers:
-    """How the request body is framed: by length, chunked, or not at all (RFC 9112 §6)."""
-    first = first_values(client)
+def body_framing(first: dict[bytes, bytes]) -> Headers:
+    """How the request body is framed, by its `first_values`: length, chunks, or not at all (RFC 9112 §6)."""
     if b"transfer-encoding" in first:
         return [(b"transfer-encoding", b"chunked")]
     length = first.get(b"content-length")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from grok_oauth_proxy.events import RateLimitsTold
-from grok_oauth_proxy.proxy.headers import Headers
+from grok_oauth_proxy.proxy.headers import Headers, first_values
 
-_PREFIX: Final = b"x-ratelimit-"
 _KNOWN: Final = {
     b"x-ratelimit-limit-requests": "limit_requests",
     b"x-ratelimit-remaining-requests": "remaining_requests",
@@ -19,13 +18,11 @@ _LONGEST: Final = 15
 
 def limits_told(headers: Headers, *, at: float) -> RateLimitsTold | None:
     """What the headers of an answer say, which came `at` (wall seconds); None when they say nothing."""
-    values = [item for item in headers if item[0].startswith(_PREFIX)]
-    if not values:
-        return None
-    left = dict.fromkeys(_KNOWN.values())
-    told = {_KNOWN[name]: int(value) for name, value in values if name in _KNOWN and _is_number(value)}
-    return RateLimitsTold(left | told, at) if told else None
+    if _KNOWN.keys().isdisjoint(first := first_values(headers)):
+        return None  # most do not
+    left = {name: _number(first.get(key)) for key, name in _KNOWN.items()}
+    return RateLimitsTold(left, at) if any(value is not None for value in left.values()) else None
 
 
-def _is_number(value: bytes) -> bool:
-    return value.isdigit() and len(value) <= _LONGEST
+def _number(value: bytes | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() and len(value) <= _LONGEST else None
