@@ -195,10 +195,12 @@ class Source:
         return self.real.wording
 
     @asynccontextmanager
-    async def lock(self, timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
+    async def lock(
+        self, timeout: float = LOCK_TIMEOUT, *, needless: Callable[[], bool] | None = None
+    ) -> AsyncIterator[None]:
         if self.busy:
             raise StoreProblem("Another program has held it.", code="lock_busy")
-        async with self.real.lock(timeout):
+        async with self.real.lock(timeout, needless=needless):
             yield
         if self.leaving is not None:
             await self.leaving()

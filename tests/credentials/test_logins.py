@@ -109,6 +109,43 @@ async def test_unsaved_is_saved_later(place: Place) -> None:
     assert place.server.sent == ["mine"]
 
 
+async def test_unsaved_keeps_the_lock(place: Place) -> None:
+    """While a renewed login waits for a disk nobody else gets the lock, and finds the spent link to send."""
+    tokens = await unsaved(place)
+    with pytest.raises(StoreProblem) as caught:
+        await place.own.lock(timeout=0).__aenter__()
+    assert caught.value.code == "lock_busy"
+    place.hands.advance(60)
+    await tokens.get()
+    async with place.own.lock(timeout=0):
+        assert place.on_disk() == "mine+1"
+
+
+async def test_unsaved_and_damaged(place: Place) -> None:
+    """A file that is damaged while a renewed login waits for a disk is kept aside, not written over."""
+    tokens = await unsaved(place)
+    place.own.file.path.write_text("{damaged")
+    place.hands.advance(60)
+    await tokens.get()
+    assert place.on_disk() == "mine+1"
+    assert place.own.file.path.with_name("login.json.corrupt-1").read_text() == "{damaged"
+
+
+async def test_read_only_store_is_told_once(place: Place) -> None:
+    """Where all logins are dead, what is known of the other store is not told at every look at it."""
+    place.signed_in(expired("mine"))
+    place.hold(store(block(expired("hermes"))))
+    place.remember(expired("hermes"), dead=(expired("hermes"),))
+    place.source.read_only = True
+    place.server.script = [Terminal("invalid_grant")]
+    logins, _, _ = place.both()
+    await logins.start()
+    for _ in range(3):
+        await logins.refresh_ahead()
+    told = [event for event in place.events if isinstance(event, StoreTrouble)]
+    assert [event.code for event in told].count("store_read_only") <= 1
+
+
 async def test_unsaved_and_a_new_login(place: Place) -> None:
     """A renewed login that waits for a disk is not written over one that was made meanwhile."""
     tokens = await unsaved(place)

@@ -383,7 +383,21 @@ async def test_reload_while_a_refresh_waits_for_the_lock(world: World) -> None:
         world.hold(store(block(SIBLING)))
         await asyncio.wait_for(tokens.reload(), 5)
         assert await asyncio.wait_for(bearer_of(tokens), 5) == access(SIBLING)
-    assert (await waiting).bearer.get_secret_value() == access(SIBLING)
+        assert (await asyncio.wait_for(waiting, 5)).bearer.get_secret_value() == access(SIBLING)
+    assert world.server.sent == []
+    assert tokens.status().problem is None
+
+
+async def test_end_while_a_refresh_waits_for_the_lock(world: World) -> None:
+    """A process that ends does not wait for a lock under which it has done nothing yet."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    async with world.source.real.lock():
+        waiting = asyncio.create_task(tokens.get())
+        await asyncio.sleep(0)
+        await asyncio.wait_for(tokens.aclose(), 5)
+        with pytest.raises(CredentialsUnavailable):
+            await asyncio.wait_for(waiting, 5)
     assert world.server.sent == []
 
 
@@ -781,7 +795,7 @@ async def test_doubtful_link_of_a_worthless_token(world: World) -> None:
     """Once the API refuses the access token everywhere, nothing is left to lose, and the link is sent."""
     tokens = await in_doubt(world)
     token = await tokens.get()
-    tokens.note_refused(token, everywhere=True)
+    tokens.at_hand.note_refused(token, everywhere=True)
     assert tokens.seconds_until_due() <= 0
     assert await tokens.get(refused=token) != token
     assert world.server.sent == ["refresh-a", "refresh-a"]
@@ -791,8 +805,8 @@ async def test_token_that_is_taken_again(world: World) -> None:
     """A token that the API takes after all is worth keeping: its doubtful link is not sent."""
     tokens = await in_doubt(world)
     token = await tokens.get()
-    tokens.note_refused(token, everywhere=True)
-    tokens.note_accepted()
+    tokens.at_hand.note_refused(token, everywhere=True)
+    tokens.at_hand.note_accepted()
     assert tokens.seconds_until_due() > 100
     with pytest.raises(CredentialsUnavailable, match="used up first"):
         await tokens.get(refused=token)
@@ -804,7 +818,7 @@ async def test_worthless_token_is_no_health(world: World) -> None:
     world.server.script = [Transient("http_503")]
     world.hold(store(block(link("refresh-a", issued=NOW - LIFETIME + 200))))
     tokens = await world.started()
-    tokens.note_refused(await tokens.get(), everywhere=True)
+    tokens.at_hand.note_refused(await tokens.get(), everywhere=True)
     assert tokens.status().usable
     await tokens.refresh_ahead()
     assert not tokens.status().usable
@@ -1049,6 +1063,7 @@ async def test_store_full_and_restart(world: World) -> None:
     tokens = await world.started()
     world.source.full = True
     served = await tokens.get()
+    await tokens.aclose()
     world.source.full = False
     restarted = await world.started()
     assert (await restarted.get()).bearer == served.bearer

@@ -59,11 +59,12 @@ def proxy_by_road(road: Road, home: Home, sim: Sim) -> AbstractContextManager[Pr
     )
 
 
-def end_network(road: Road, home: Home, kind: str) -> None:
+def end_network(road: Road, proxy: Proxy, kind: str) -> None:
     if kind == "network":
         road.close()
     else:
-        away(home).touch()
+        away(proxy.home).touch()
+    while ask(proxy).status_code == 200:  # a connection may have been on its way
         road.cut()
 
 
@@ -80,7 +81,7 @@ def test_network_gone(home: Home, sim: Sim, road: Road, kind: str) -> None:
     home.write_store(provider_store(sim.login()))
     with proxy_by_road(road, home, sim) as proxy:
         assert_served(proxy)
-        end_network(road, home, kind)
+        end_network(road, proxy, kind)
         home.write_store(provider_store(sim.login(access_lifetime=1)))  # it is due at once
         proxy.err.wait_for(r"\[unreachable\]")
         deadline = time.monotonic() + OUTAGE

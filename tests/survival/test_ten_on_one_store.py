@@ -40,11 +40,16 @@ def test_ten_on_one_store(rig: Rig, shape: Shape) -> None:
     before = strangers(rig.home.read_store())
     rig.sim.patch(access_lifetime=SHORT_LIFE, device_interval=1)
     with Crowd.at_work(rig, TAKING_PART[shape]) as crowd:
-        crowd.work_until(lambda: rig.sim.counters()["refreshes"] >= ROTATIONS, PATIENCE)
-        by_proxies = [owner.rotated() for owner in crowd.owners[3:7]]
+        # Hermes renews all the time, so that a proxy is seldom the one that has to.
+        crowd.work_until(
+            lambda: (
+                rig.sim.counters()["refreshes"] >= ROTATIONS
+                and all(owner.rotated() for owner in crowd.owners[3:7])
+            ),
+            PATIENCE,
+        )
     assert crowd.failures == []
     assert all(crowd.turns)
-    assert all(by_proxies)
     counters = rig.sim.counters()
     assert counters["refreshes"] >= ROTATIONS
     # Each `login` makes a grant of its own, which is nobody else's.

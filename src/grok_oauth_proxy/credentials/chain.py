@@ -7,6 +7,7 @@ every method works on the disk and belongs into a thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,7 +32,9 @@ class CredentialSource(Protocol):
     def name(self) -> str: ...
     @property
     def wording(self) -> Wording: ...
-    def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]: ...
+    def lock(
+        self, timeout: float = LOCK_TIMEOUT, *, needless: Callable[[], bool] | None = None
+    ) -> AbstractAsyncContextManager[None]: ...
     def read(self) -> list[Grant]: ...
     def rehearse(self) -> None: ...
     def write_back(self, old: Grant, new: Grant) -> int: ...
@@ -248,6 +251,7 @@ class Chain:
             if problem.code == "foreign":
                 return False
             if problem.code != "no_tokens":
+                self.recall(repair=True)  # a damaged file is kept aside, not written over
                 return self.advance(old, new)
             held = []
         if not any(self.state.newest(grant.fingerprint) == new.fingerprint for grant in held):

@@ -13,7 +13,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,20 @@ _ABANDONED = 60.0
 
 
 @asynccontextmanager
-async def locked(paths: tuple[Path, ...], timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
+async def locked(
+    paths: tuple[Path, ...], timeout: float = LOCK_TIMEOUT, *, needless: Callable[[], bool] | None = None
+) -> AsyncIterator[None]:
     """Hold the lock files, in this order; raise `StoreProblem` when one can't be had in time.
+
+    The wait ends early, in the same way, once it is `needless`.
 
     The lock is flock(2) on the file, which is left in place: what Hermes takes too.
     """
     async with AsyncExitStack() as stack:
         for path in paths:
             try:
-                await stack.enter_async_context(AsyncFileLock(path, timeout=timeout, mode=0o600))
+                lock = AsyncFileLock(path, timeout=timeout, mode=0o600)
+                await stack.enter_async_context(await lock.acquire(cancel_check=needless))
             except Timeout:
                 raise StoreProblem(
                     f"Another program has held {path} for {timeout:.0f} s. End it, or wait for it.",

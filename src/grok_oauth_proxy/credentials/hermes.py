@@ -7,7 +7,7 @@ left as it was. In a version of the file that is not known there may be places t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,9 +51,12 @@ class HermesStore:
     def wording(self) -> Wording:
         return HERMES
 
-    def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]:
+    def lock(
+        self, timeout: float = LOCK_TIMEOUT, *, needless: Callable[[], bool] | None = None
+    ) -> AbstractAsyncContextManager[None]:
         """Hermes' own lock of each store, the profile's first: the order Hermes takes them in."""
-        return locked(tuple(p.with_name("auth.lock") for p in self.paths if is_there(p.parent)), timeout)
+        locks = tuple(p.with_name("auth.lock") for p in self.paths if is_there(p.parent))
+        return locked(locks, timeout, needless=needless)
 
     def read(self) -> list[Grant]:
         """Every xAI grant, most preferred first; raise `StoreProblem` when there is none.

@@ -69,12 +69,12 @@ class Logins:
         return await self._active.get(at_least=at_least)
 
     def note_refused(self, token: Token, *, everywhere: bool = False) -> None:
-        """See `TokenManager.note_refused`."""
-        self._active.note_refused(token, everywhere=everywhere)
+        """See `TokensAtHand.note_refused`."""
+        self._active.at_hand.note_refused(token, everywhere=everywhere)
 
     def note_accepted(self) -> None:
-        """See `TokenManager.note_accepted`."""
-        self._active.note_accepted()
+        """See `TokensAtHand.note_accepted`."""
+        self._active.at_hand.note_accepted()
 
     def seconds_until_due(self) -> float:
         """See `TokenManager.seconds_until_due`."""
@@ -149,7 +149,7 @@ class Logins:
             if manager is lost and lost.holds_login:
                 continue
             try:
-                await manager.start()
+                await manager.reload()
             except StoreProblem:
                 continue
             if not manager.dead and (lost.dead or manager is lost):  # somebody may have signed in meanwhile

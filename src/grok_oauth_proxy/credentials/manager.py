@@ -33,6 +33,7 @@ from grok_oauth_proxy.credentials.messages import (
 )
 from grok_oauth_proxy.credentials.oauth import NotEntitled, Outcome, Refreshed, Refresher, Terminal, Transient
 from grok_oauth_proxy.credentials.status import CredentialStatus
+from grok_oauth_proxy.credentials.store_lock import StoreLock
 from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import StoreProblem
 from grok_oauth_proxy.events import Observer, RefreshFailed, RefreshSucceeded, StoreTrouble
@@ -60,12 +61,14 @@ class TokenManager:
         self._clock = clock
         self._refreshing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[bool] | None = None
-        self._at_hand = TokensAtHand(lambda: self._token, window=window, clock=clock)
+        self.at_hand = TokensAtHand(lambda: self._token, window=window, clock=clock)
         self._history = RefreshHistory(clock)
         self._unreadable: RefreshFailed | None = None
         """The store changed into something that can't be used."""
         self._changed = asyncio.Event()
         self._disk = asyncio.Lock()
+        self._lock = StoreLock(chain)
+        self._closing = False
 
     def __repr__(self) -> str:
         return f"TokenManager(source={self._chain.source.name!r}, {self._history})"
@@ -109,27 +112,19 @@ class TokenManager:
         `at_least` is bounded by the token's own refresh window. Waits for a refresh only when there is no
         such token; raises `CredentialsUnavailable` when it gave none.
         """
-        token = self._at_hand.usable(refused, at_least)
+        token = self.at_hand.usable(refused, at_least)
         # Twice at most: the first refresh may have been another caller's, begun before `refused` was known.
         for _ in range(2):
             if token is not None:
                 return token
             await self._refresh(refused)
-            token = self._at_hand.usable(refused, at_least) or self._at_hand.usable(refused, 0.0)
+            token = self.at_hand.usable(refused, at_least) or self.at_hand.usable(refused, 0.0)
         if token is not None:
             return token
         problem = self._history.problem
         if refused is not None and problem and problem.reason == "invalid_grant":
-            self._at_hand.note_useless(refused)
+            self.at_hand.note_useless(refused)
         raise self._history.unavailable()
-
-    def note_refused(self, token: Token, *, everywhere: bool = False) -> None:
-        """The API refused `token`; `everywhere`: wherever it was tried of late, so that it is worthless."""
-        self._at_hand.note_refused(token, everywhere=everywhere)
-
-    def note_accepted(self) -> None:
-        """The API takes the token again."""
-        self._at_hand.note_accepted()
 
     async def refresh_ahead(self) -> None:
         """What the prewarm task does when `seconds_until_due` has passed; failures are kept, not raised."""
@@ -158,7 +153,7 @@ class TokenManager:
             before = self._chain.grant
             settled = await self._look()
         if self._chain.grant != before:
-            self._at_hand.forget_the_old()
+            self.at_hand.forget_the_old()
             self._heal()
             self._changed.set()
         self._tell_standing()
@@ -168,7 +163,7 @@ class TokenManager:
         read_only = self._chain.source.unwritable() is not None
         if not read_only:
             try:
-                async with self._chain.source.lock(timeout=0):
+                async with self._lock.held(timeout=0):
                     await asyncio.to_thread(self._chain.synchronise)
             except StoreProblem as problem:
                 if not problem.code.startswith("lock_"):
@@ -183,7 +178,7 @@ class TokenManager:
         """Somebody logged out: what is in use is given up."""
         if self.holds_login and not self._chain.unfinished:
             self._chain.forget()
-            self._at_hand.forget_the_old()
+            self.at_hand.forget_the_old()
             self._history.stands(RefreshFailed("logged_out", self._say(LOGGED_OUT), terminal=True))
 
     def seconds_until_due(self) -> float:
@@ -198,7 +193,7 @@ class TokenManager:
                 sent_at=self._chain.sent_at,
                 now=self._clock.wall(),
                 window=self._window,
-                worthless=self._at_hand.is_worthless(token),
+                worthless=self.at_hand.is_worthless(token),
             )
         return max(due, self._history.pause)
 
@@ -216,7 +211,7 @@ class TokenManager:
         token = self._token
         remaining = token.remaining(self._clock.wall()) if token else -math.inf
         problem = self._history.problem or self._unreadable
-        refused = token is not None and problem is not None and self._at_hand.is_worthless(token)
+        refused = token is not None and problem is not None and self.at_hand.is_worthless(token)
         return CredentialStatus(
             source=self._chain.source.name,
             owner=self._chain.source.wording.owner if token else "Nobody is signed in.",
@@ -225,7 +220,7 @@ class TokenManager:
             token_endpoint=self._server.token_endpoint,
             expires_at=token.expires_at if token else None,
             seconds_to_expiry=remaining if math.isfinite(remaining) else None,
-            usable=self._at_hand.usable(None, 0.0) is not None and not refused,
+            usable=self.at_hand.usable(None, 0.0) is not None and not refused,
             problem=problem,
             last_refresh=self._chain.state.last_refresh,
             successes=self._history.successes,
@@ -234,12 +229,14 @@ class TokenManager:
 
     async def aclose(self) -> None:
         """Let a refresh in flight end: a rotation cut half-way would lose the grant."""
+        self._closing = True
         if running := [task for task in (self._refreshing, self._reloading) if task]:
             await asyncio.wait(running)
         if self._chain.unfinished:
             with suppress(StoreProblem):
-                async with self._chain.source.lock():
+                async with self._lock.held():
                     await asyncio.to_thread(self._chain.save_leftovers)
+        await self._lock.give_back()
         if self._chain.unfinished:
             self._observer(StoreTrouble("not_saved", self._say(LOST)))
 
@@ -266,7 +263,8 @@ class TokenManager:
             await self._server.discover()
             await self._transaction(refused)
         except StoreProblem as problem:
-            self._fail(RefreshFailed(problem.code, problem.message, terminal=False))
+            if problem.code != "lock_busy" or not self._is_needless(refused):
+                self._fail(RefreshFailed(problem.code, problem.message, terminal=False))
         except Exception as error:  # noqa: BLE001 - the link may be spent: no other try without a pause
             log_bug("A refresh failed.", error)
             reason = "internal_error"
@@ -274,6 +272,10 @@ class TokenManager:
         finally:
             self._refreshing = None
             self._changed.set()
+
+    def _is_needless(self, refused: Token | None) -> bool:
+        """Another owner has renewed the grant meanwhile, or this process ends before it has begun."""
+        return self._closing or not (self.at_hand.is_stale(refused) or self._chain.unfinished)
 
     # One refresh, under the lock of whoever shares the grant.
 
@@ -283,16 +285,16 @@ class TokenManager:
             async with self._disk:
                 await self._save_leftovers()
                 await asyncio.to_thread(lambda: chain.adopt(chain.source.read()))
-            if self._at_hand.is_stale(refused):
+            if self.at_hand.is_stale(refused):
                 raise StoreProblem(self._say(READ_ONLY, path=store), code="store_read_only")
         else:
             # The disk is free while this waits: what others write meanwhile is used.
-            async with chain.source.lock(), self._disk:
+            async with self._lock.held(needless=lambda: self._is_needless(refused)), self._disk:
                 await self._save_leftovers()
                 await self._rotate(refused)
         if chain.behind:
             raise StoreProblem(self._say(BEHIND), code="store_not_written")
-        if not self._at_hand.is_stale(refused):
+        if not self.at_hand.is_stale(refused):
             self._heal()
         self._tell_standing()
 
@@ -304,9 +306,9 @@ class TokenManager:
         """Adopt what others wrote; spend the link only if that gave no good token."""
         chain = self._chain
         await asyncio.to_thread(chain.synchronise)
-        while chain.grant and self._at_hand.is_stale(refused) and not chain.verdict:
+        while chain.grant and self.at_hand.is_stale(refused) and not chain.verdict:
             # While its link is in doubt, the token is used up first, even where a path refuses it.
-            if self._in_doubt and self._at_hand.is_of_use(chain.grant.token):
+            if self._in_doubt and self.at_hand.is_of_use(chain.grant.token):
                 raise StoreProblem(self._say(DOUBTFUL), code=_DOUBT)
             if not await asyncio.to_thread(chain.rehearse):
                 raise StoreProblem(self._say(NO_ROOM), code="store_not_writable")
@@ -329,7 +331,7 @@ class TokenManager:
             case Refreshed(renewed, rotated):
                 if ahead:
                     # Before the new token can be seen, which happens in another thread.
-                    self._at_hand.keep_for_a_moment(grant.token)
+                    self.at_hand.keep_for_a_moment(grant.token)
                 await self._publish(grant, renewed, rotated=rotated)
             case Terminal(error):
                 lost = error == "invalid_grant" and not first
@@ -351,7 +353,7 @@ class TokenManager:
     async def _send(self, grant: Grant, client_id: str) -> Outcome:
         """Send the link, which is noted on the disk before; a failure over a suspend is told as one."""
         noted = await asyncio.to_thread(self._chain.note_sending, grant, self._clock.wall())
-        if not noted and self._at_hand.is_of_use(grant.token):
+        if not noted and self.at_hand.is_of_use(grant.token):
             raise StoreProblem(self._say(NOT_NOTED), code="state_not_writable")
         before = self._clock.wall() - self._clock.monotonic()
         outcome = await self._server.refresh(grant, client_id)
@@ -369,7 +371,7 @@ class TokenManager:
         self._history.succeeded()
         self._heal()
         self._observer(RefreshSucceeded(rotated=rotated, lifetime=new.token.lifetime))
-        if self._at_hand.is_stale(None):
+        if self.at_hand.is_stale(None):
             # Spending link after link would not help: the clocks or the server are wrong.
             self._fail(RefreshFailed("expired_reply", self._say(EXPIRED_REPLY), terminal=False))
 
@@ -383,13 +385,13 @@ class TokenManager:
         token, problem = self._token, None
         if error := self._chain.verdict:
             problem = RefreshFailed(error, self._say(BLOCKED[error]), terminal=True)
-        elif token and self._in_doubt and self._at_hand.is_of_use(token) and not self._history.dead:
+        elif token and self._in_doubt and self.at_hand.is_of_use(token) and not self._history.dead:
             problem = RefreshFailed(_DOUBT, self._say(DOUBTFUL), terminal=False)
         if problem and self._history.stands(problem):
             self._observer(problem)
 
     def _heal(self) -> None:
-        self._at_hand.heal()
+        self.at_hand.heal()
         self._history.healed()
 
     def _fail(self, failure: RefreshFailed, retry_after: float | None = None) -> None:

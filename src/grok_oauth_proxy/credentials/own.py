@@ -6,6 +6,7 @@ Hermes' is read or written for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,11 @@ class OwnStore:
     def wording(self) -> Wording:
         return OWN
 
-    def lock(self, timeout: float = LOCK_TIMEOUT) -> AbstractAsyncContextManager[None]:
-        return locked((self._lock,), timeout)
+    def lock(
+        self, timeout: float = LOCK_TIMEOUT, *, needless: Callable[[], bool] | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """See `files.locked`."""
+        return locked((self._lock,), timeout, needless=needless)
 
     @property
     def _lock(self) -> Path:
