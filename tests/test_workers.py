@@ -100,14 +100,15 @@ def ask(proxy: Proxy, number: int) -> list[int]:
         return list(pool.map(one, range(number)))
 
 
-def quiet_metrics(proxy: Proxy) -> str:
-    """The metrics once nothing but their own request is in flight: an answer counts after it was given."""
+def metrics_with(proxy: Proxy, *samples: str) -> str:
+    """The metrics once they hold these samples: an answer counts a moment after it was given."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with client(proxy.url, timeout=PATIENCE) as http:
             text = http.get("/metrics").text
-        if "\nproxy_requests_in_flight 1.0\n" in text:
+        if all(f"\n{sample}\n" in text for sample in samples):
             return text
+        time.sleep(0.1)  # so that the workers asked before have counted this question as over
     raise AssertionError(text)
 
 
@@ -118,8 +119,11 @@ def test_metrics_add_up(home: Home, own_sim: Sim) -> None:
         assert len(workers_of(proxy)) == 3
         assert ask(proxy, 60) == [200] * 60
         for _ in range(6):
-            text = quiet_metrics(proxy)
-            assert 'proxy_requests_total{method="POST",route="other",status="200"} 60.0' in text
+            text = metrics_with(
+                proxy,
+                'proxy_requests_total{method="POST",route="other",status="200"} 60.0',
+                "proxy_requests_in_flight 1.0",
+            )
             left = float(text.split("\nproxy_token_seconds_to_expiry ")[1].split("\n")[0])
             assert LOGIN_LIFETIME - 300 < left <= LOGIN_LIFETIME
 

@@ -104,6 +104,7 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
             ),
         ):
             yield app, observer
+            metrics.settle()
 
 
 def _login(

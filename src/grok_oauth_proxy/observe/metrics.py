@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from bisect import bisect_left
@@ -32,6 +33,8 @@ _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 _TOGETHER: Final = 500
 """How many requests are counted at once, at the latest; a scrape counts them all."""
+_SHARED_WITHIN: Final = 0.05
+"""Seconds after which another process knows of a request."""
 
 _ROUTES: Final = (
     "/health",
@@ -118,6 +121,7 @@ class Metrics:
             return _Latencies(name, text, registry=registry, buckets=_LATENCY)
 
         self._open = 0
+        self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
         self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
@@ -148,14 +152,17 @@ class Metrics:
 
     def __call__(self, event: Event, /) -> None:
         if isinstance(event, RequestFinished):
-            self._count_open(-1)
+            self._open -= 1
             self._finished.append(event)
-            if self._shared or len(self._finished) >= _TOGETHER:
-                self._fold()
+            if len(self._finished) >= _TOGETHER:
+                self.settle()
         elif isinstance(event, RequestStarted):
-            self._count_open(1)
+            self._open += 1
         else:
             self._count(event)
+            return
+        if self._shared and self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_SHARED_WITHIN, self.settle)
 
     def _count(self, event: Event) -> None:
         match event:
@@ -175,8 +182,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        self._fold()
-        self._in_flight.set(self._open)
+        self.settle()
         left = self._seconds_to_expiry()
         self._expiry.set(math.nan if left is None else left)
         registry = self._registry
@@ -185,13 +191,12 @@ class Metrics:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
         return generate_latest(registry)
 
-    def _count_open(self, more: int) -> None:
-        self._open += more
-        if self._shared:
-            self._in_flight.set(self._open)  # another process may be asked
-
-    def _fold(self) -> None:
+    def settle(self) -> None:
         """Count what has finished; many at once take less than one at a time."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        self._in_flight.set(self._open)
         finished, self._finished = self._finished, []
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in _METHODS else "other", route_label(path), str(status)
