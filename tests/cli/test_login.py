@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -169,6 +170,56 @@ def test_given_up_too_late(home: Home, sim: Sim) -> None:
         assert process.wait(PATIENCE) == 130
     assert not own_file(home).exists()
     assert (sim.counters()["logins"], sim.counters()["revocations"]) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_given_up_after_it_was_saved(home: Home, sim: Sim, number: signal.Signals) -> None:
+    """Who gives up when the login is saved already is told that it is there, with exit code 0."""
+    sim.patch(device_approval="manual")
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "grok_oauth_proxy", "login"]
+    with (
+        _not_ignored(number),
+        subprocess.Popen(command, env=settings_of(home, sim), stdout=writer) as process,
+    ):
+        shown = b""
+        while not (code := re.search(rb"^  ([A-Z]{4}-[A-Z]{4})\n\n", shown, re.M)):
+            shown += os.read(reader, 4096)
+        _fill(writer)  # so that it cannot end before the signal comes
+        sim.http.post("/_sim/device/approve", json={"user_code": code[1].decode()}).raise_for_status()
+        deadline = time.monotonic() + PATIENCE
+        while not own_file(home).exists():
+            assert time.monotonic() < deadline
+        while _sockets(process.pid) > _OF_ITS_LOOP:  # the connection to the server is closed behind the lock
+            assert time.monotonic() < deadline
+        process.send_signal(number)
+        with os.fdopen(reader, encoding="utf-8") as rest:
+            assert "✓ Signed in." in rest.read()
+        assert process.wait(PATIENCE) == 0
+    assert sim.status_of(own_login(home)["tokens"]["access_token"]) == 200
+
+
+_OF_ITS_LOOP = 2
+"""Sockets by which an event loop wakes itself."""
+
+
+def _sockets(pid: int) -> int:
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
+
+
+def _fill(writer: int) -> None:
+    """Write to the pipe until it takes no more, and close it."""
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"." * 1024 * 1024):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+        os.close(writer)
 
 
 # Which client it is made for.

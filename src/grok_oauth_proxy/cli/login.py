@@ -23,10 +23,11 @@ def login(browser: bool) -> None:
 
     # A shell starts its background jobs with SIGINT ignored; Ctrl-C, or a kill -INT, gives up all the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    settings = load_settings()
-    obtain = signing_in.by_browser if browser else signing_in.by_code
+    course = signing_in.SignIn(load_settings())
     try:
-        asyncio.run(signing_in.sign_in(settings, obtain))
+        asyncio.run(course.run(signing_in.by_browser if browser else signing_in.by_code))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        click.echo("\nGiven up; nothing was changed.", err=True)
-        sys.exit(130)
+        if not course.saved:
+            click.echo("\nGiven up; nothing was changed.", err=True)
+            sys.exit(130)
+    course.tell()
