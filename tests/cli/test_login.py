@@ -23,6 +23,7 @@ import pytest
 
 from tests.harness import (
     PATIENCE,
+    UNPRIVILEGED,
     Home,
     Json,
     Output,
@@ -447,6 +448,40 @@ def test_logout_without_a_network(home: Home, sim: Sim) -> None:
     assert ended.returncode == 1
     assert "nothing was removed" in ended.stderr
     assert own_login(home)["tokens"]
+
+
+def test_logout_without_room(home: Home, sim: Sim) -> None:
+    """Where the file cannot be written, a logout ends nothing, at xAI neither, and says so."""
+    assert run(settings_of(home, sim), "login").returncode == 0
+    before = own_file(home).read_bytes()
+    no_room = ("/bin/sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+    ended = run(environment(home, sim), "logout", "--yes", by=no_room)
+    assert ended.returncode == 3
+    assert "cannot be written: File too large. Nothing was ended." in ended.stderr
+    assert own_file(home).read_bytes() == before
+    assert sim.counters()["revocations"] == 0
+
+
+def test_logout_that_cannot_be_kept(home: Home, sim: Sim) -> None:
+    """Where the file cannot be written when the login is ended at xAI already, both are told."""
+    assert run(settings_of(home, sim), "login").returncode == 0
+    folder = own_file(home).parent
+    os.kill(sim.pid, signal.SIGSTOP)
+    try:
+        with ending(start(environment(home, sim), "logout", "--yes", by=UNPRIVILEGED)) as process:
+            err = Output(process.stderr)
+            deadline = time.monotonic() + PATIENCE
+            while _sockets(process.pid) <= _OF_ITS_LOOP:  # until it asks the server
+                assert time.monotonic() < deadline
+            folder.chmod(0o500)
+            os.kill(sim.pid, signal.SIGCONT)
+            assert process.wait(PATIENCE) == 3
+    finally:
+        os.kill(sim.pid, signal.SIGCONT)
+        folder.chmod(0o700)
+    assert "The login is ended at xAI, but" in err.text()
+    assert "Remove it yourself." in err.text()
+    assert sim.counters()["revocations"] == 1
 
 
 def test_nothing_to_log_out_of(home: Home, sim: Sim) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from grok_oauth_proxy.credentials.own import OwnStore
     from grok_oauth_proxy.settings import Settings
 
 
@@ -48,12 +49,13 @@ async def _log_out(settings: Settings) -> None:
         # A running proxy does not rotate what is about to be revoked.
         store.lock(),
     ):
+        _rehearse(store)
         try:
             grant, client_id = store.holder()
         except StoreProblem as problem:
             if problem.code not in ("no_tokens", "missing", "corrupt"):
                 raise
-            ended = "It held no login that could be ended at xAI."
+            ended = "It held no login that could be ended at xAI"
         else:
             client_id = client_id or settings.xai_oauth_client_id
             try:
@@ -69,13 +71,27 @@ async def _log_out(settings: Settings) -> None:
             store.clear()
         except OSError as error:
             raise StoreProblem(
-                f"{store.file.path} could not be written: {error.strerror}. Remove it yourself.",
+                f"{ended}, but {store.file.path} could not be written: {error.strerror}. Remove it yourself.",
                 code="state_unusable",
             ) from None
-    click.echo(f"✓ {ended} No login of the proxy's own is kept here any more.")
+    click.echo(f"✓ {ended}. No login of the proxy's own is kept here any more.")
+
+
+def _rehearse(store: OwnStore) -> None:
+    """Before anything is ended that could not be taken away here."""
+    from grok_oauth_proxy.errors import StoreProblem
+
+    try:
+        store.rehearse()
+    except OSError as error:
+        raise StoreProblem(
+            f"{store.file.path} cannot be written: {error.strerror}. Nothing was ended. Make its folder "
+            "writable, free some space.",
+            code="state_unusable",
+        ) from None
 
 
 _ENDED = {
-    "revoked": "The login is ended at xAI.",
-    "not_offered": "xAI does not offer to end a login from here: end it in your xAI account.",
+    "revoked": "The login is ended at xAI",
+    "not_offered": "xAI does not offer to end a login from here (end it in your xAI account)",
 }
