@@ -484,6 +484,22 @@ def test_logout_that_cannot_be_kept(home: Home, sim: Sim) -> None:
     assert sim.counters()["revocations"] == 1
 
 
+def test_logout_of_a_damaged_file(home: Home, sim: Sim) -> None:
+    """A damaged file is kept aside, and it is said that its login may live on; the next logout finds none."""
+    assert run(settings_of(home, sim), "login").returncode == 0
+    half = own_file(home).read_bytes()[:-200]
+    own_file(home).write_bytes(half)
+    ended = run(environment(home, sim), "logout", "--yes")
+    assert ended.returncode == 1
+    kept = own_file(home).with_name("login.json.corrupt-1")
+    assert f"is damaged: it is not a JSON object. It is kept as {kept}" in ended.stderr
+    assert "may live on: end it in your xAI account" in ended.stderr
+    assert kept.read_bytes() == half
+    assert own_login(home)["tokens"] is None
+    assert sim.counters()["revocations"] == 0
+    assert "There is no login" in run(environment(home, sim), "logout", "--yes").stdout
+
+
 def test_nothing_to_log_out_of(home: Home, sim: Sim) -> None:
     """Without a login of the proxy's own there is nothing to end, and that is no error."""
     home.write_store(provider_store(sim.login()))

@@ -25,7 +25,7 @@ def logout(yes: bool) -> None:
     settings = load_settings()
     store = OwnStore.beside(settings.grok_proxy_auth_state)
     if not store.is_there():
-        click.echo("There is no login of the proxy's own. Hermes' login, if any, is left alone.")
+        click.echo(_NONE)
         return
     click.echo(
         f"This ends the proxy's own login at xAI and empties {store.file.path}. Hermes' is not touched."
@@ -50,31 +50,30 @@ async def _log_out(settings: Settings) -> None:
         store.lock(),
     ):
         _rehearse(store)
+        if (kept := store.file.set_aside_if_corrupt()) is not None:
+            _empty(store, "The damaged file is kept aside")
+            raise SignInFailed(
+                f"{kept} The login in it was not ended at xAI and may live on: end it in your xAI account.",
+                code="corrupt",
+            )
         try:
             grant, client_id = store.holder()
         except StoreProblem as problem:
-            if problem.code not in ("no_tokens", "missing", "corrupt"):
+            if problem.code not in ("no_tokens", "missing"):
                 raise
-            ended = "It held no login that could be ended at xAI"
-        else:
-            client_id = client_id or settings.xai_oauth_client_id
-            try:
-                outcome = await revoke(authorization_server(settings, http, Clock()), grant, client_id or "")
-            except SignInFailed as failure:
-                raise SignInFailed(
-                    f"The login could not be ended at xAI ({failure.code}); nothing was removed. Try again, "
-                    f"or remove {store.file.path} yourself, and end the login in your xAI account.",
-                    code=failure.code,
-                ) from None
-            ended = _ENDED[outcome]
+            click.echo(_NONE)  # somebody was faster
+            return
+        client_id = client_id or settings.xai_oauth_client_id
         try:
-            store.clear()
-        except OSError as error:
-            raise StoreProblem(
-                f"{ended}, but {store.file.path} could not be written: {error.strerror}. Remove it yourself.",
-                code="state_unusable",
+            outcome = await revoke(authorization_server(settings, http, Clock()), grant, client_id or "")
+        except SignInFailed as failure:
+            raise SignInFailed(
+                f"The login could not be ended at xAI ({failure.code}); nothing was removed. Try again, "
+                f"or remove {store.file.path} yourself, and end the login in your xAI account.",
+                code=failure.code,
             ) from None
-    click.echo(f"✓ {ended}. No login of the proxy's own is kept here any more.")
+        _empty(store, _ENDED[outcome])
+    click.echo(f"✓ {_ENDED[outcome]}. No login of the proxy's own is kept here any more.")
 
 
 def _rehearse(store: OwnStore) -> None:
@@ -91,6 +90,20 @@ def _rehearse(store: OwnStore) -> None:
         ) from None
 
 
+def _empty(store: OwnStore, ended: str) -> None:
+    """`ended`: what has been done before, for the person who sees this fail."""
+    from grok_oauth_proxy.errors import StoreProblem
+
+    try:
+        store.clear()
+    except OSError as error:
+        raise StoreProblem(
+            f"{ended}, but {store.file.path} could not be written: {error.strerror}. Remove it yourself.",
+            code="state_unusable",
+        ) from None
+
+
+_NONE = "There is no login of the proxy's own. Hermes' login, if any, is left alone."
 _ENDED = {
     "revoked": "The login is ended at xAI",
     "not_offered": "xAI does not offer to end a login from here (end it in your xAI account)",
