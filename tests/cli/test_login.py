@@ -507,3 +507,22 @@ def test_nothing_to_log_out_of(home: Home, sim: Sim) -> None:
     assert ended.returncode == 0
     assert "There is no login of the proxy's own." in ended.stdout
     assert sim.counters()["revocations"] == 0
+
+
+# Both.
+
+
+@pytest.mark.parametrize("command", [("login",), ("logout", "--yes")], ids=lambda words: words[0])
+def test_a_file_of_another_version(home: Home, sim: Sim, command: tuple[str, ...]) -> None:
+    """A login.json of a later version is left as it is, with exit code 3, which --help tells of."""
+    own_file(home).parent.mkdir(mode=0o700, parents=True)
+    own_file(home).write_text('{"version": 99, "provider": "xai-oauth"}')
+    own_file(home).chmod(0o600)
+    before = own_file(home).read_bytes()
+    ended = run(settings_of(home, sim), *command)
+    assert ended.returncode == 3
+    assert "is no state file of this version" in ended.stderr
+    assert own_file(home).read_bytes() == before
+    assert (
+        "3 login.json cannot be read or written" in run(settings_of(home, sim), command[0], "--help").stdout
+    )

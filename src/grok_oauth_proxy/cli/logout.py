@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 def logout(yes: bool) -> None:
     """End the proxy's own login: at xAI, where that is offered, and on this machine.
 
-    Hermes' login is never touched. Exit code 0: it is ended, or there was none; 1: it is not.
+    Hermes' login is never touched.
+
+    \b
+    Exit codes: 0 it is ended, or there was none
+                1 it could not be ended at xAI, or you did not want to
+                2 a setting is wrong
+                3 login.json cannot be read or written
     """
     from grok_oauth_proxy.credentials.own import OwnStore
     from grok_oauth_proxy.settings import load_settings
