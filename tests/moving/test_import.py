@@ -50,6 +50,7 @@ def test_into_an_empty_home(there: Side, tokens: Json, document: str) -> None:
     assert mode(there.home.auth.parent) == 0o700
     assert "delete that now" in ended.stdout
     assert len(code_in(ended.stdout)) == 9
+    assert "If `export --move` waits for a code, type this one there" in ended.stdout
     assert is_silent_about(ended, tokens)
 
 

@@ -53,6 +53,7 @@ def import_file(surroundings: Surroundings, source: str, *, own: bool, reset: bo
         lines.append(f"Delete the export now: rm {source}")
     else:
         lines.append("If the export is in a file somewhere, delete that now.")
+    lines.append("If `export --move` waits for a code, type this one there; else it is not needed.")
     lines.append(f"Confirmation code: {document.code}")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
