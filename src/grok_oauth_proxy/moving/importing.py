@@ -66,6 +66,7 @@ def import_login(surroundings: Surroundings, document: Document, *, own: bool, r
     """
     keepers: list[Keeper] = [HermesKeeper(surroundings), OwnKeeper(surroundings)]
     other, keeper = keepers if own else reversed(keepers)
+    _refuse_second_owner(document, keeper, other)  # before a folder or a lock file is made
     make_folder(keeper.path.parent)
     with locked(keeper.locks()):
         _refuse_second_owner(document, keeper, other)
