@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +23,7 @@ import pytest
 
 from tests.harness import (
     PATIENCE,
+    UNPRIVILEGED,
     Home,
     Json,
     Output,
@@ -169,6 +171,56 @@ def test_given_up_too_late(home: Home, sim: Sim) -> None:
         assert process.wait(PATIENCE) == 130
     assert not own_file(home).exists()
     assert (sim.counters()["logins"], sim.counters()["revocations"]) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_given_up_after_it_was_saved(home: Home, sim: Sim, number: signal.Signals) -> None:
+    """Who gives up when the login is saved already is told that it is there, with exit code 0."""
+    sim.patch(device_approval="manual")
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "grok_oauth_proxy", "login"]
+    with (
+        _not_ignored(number),
+        subprocess.Popen(command, env=settings_of(home, sim), stdout=writer) as process,
+    ):
+        shown = b""
+        while not (code := re.search(rb"^  ([A-Z]{4}-[A-Z]{4})\n\n", shown, re.M)):
+            shown += os.read(reader, 4096)
+        _fill(writer)  # so that it cannot end before the signal comes
+        sim.http.post("/_sim/device/approve", json={"user_code": code[1].decode()}).raise_for_status()
+        deadline = time.monotonic() + PATIENCE
+        while not own_file(home).exists():
+            assert time.monotonic() < deadline
+        while _sockets(process.pid) > _OF_ITS_LOOP:  # the connection to the server is closed behind the lock
+            assert time.monotonic() < deadline
+        process.send_signal(number)
+        with os.fdopen(reader, encoding="utf-8") as rest:
+            assert "✓ Signed in." in rest.read()
+        assert process.wait(PATIENCE) == 0
+    assert sim.status_of(own_login(home)["tokens"]["access_token"]) == 200
+
+
+_OF_ITS_LOOP = 2
+"""Sockets by which an event loop wakes itself."""
+
+
+def _sockets(pid: int) -> int:
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
+
+
+def _fill(writer: int) -> None:
+    """Write to the pipe until it takes no more, and close it."""
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"." * 1024 * 1024):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+        os.close(writer)
 
 
 # Which client it is made for.
@@ -398,6 +450,56 @@ def test_logout_without_a_network(home: Home, sim: Sim) -> None:
     assert own_login(home)["tokens"]
 
 
+def test_logout_without_room(home: Home, sim: Sim) -> None:
+    """Where the file cannot be written, a logout ends nothing, at xAI neither, and says so."""
+    assert run(settings_of(home, sim), "login").returncode == 0
+    before = own_file(home).read_bytes()
+    no_room = ("/bin/sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+    ended = run(environment(home, sim), "logout", "--yes", by=no_room)
+    assert ended.returncode == 3
+    assert "cannot be written: File too large. Nothing was ended." in ended.stderr
+    assert own_file(home).read_bytes() == before
+    assert sim.counters()["revocations"] == 0
+
+
+def test_logout_that_cannot_be_kept(home: Home, sim: Sim) -> None:
+    """Where the file cannot be written when the login is ended at xAI already, both are told."""
+    assert run(settings_of(home, sim), "login").returncode == 0
+    folder = own_file(home).parent
+    os.kill(sim.pid, signal.SIGSTOP)
+    try:
+        with ending(start(environment(home, sim), "logout", "--yes", by=UNPRIVILEGED)) as process:
+            err = Output(process.stderr)
+            deadline = time.monotonic() + PATIENCE
+            while _sockets(process.pid) <= _OF_ITS_LOOP:  # until it asks the server
+                assert time.monotonic() < deadline
+            folder.chmod(0o500)
+            os.kill(sim.pid, signal.SIGCONT)
+            assert process.wait(PATIENCE) == 3
+    finally:
+        os.kill(sim.pid, signal.SIGCONT)
+        folder.chmod(0o700)
+    assert "The login is ended at xAI, but" in err.text()
+    assert "Remove it yourself." in err.text()
+    assert sim.counters()["revocations"] == 1
+
+
+def test_logout_of_a_damaged_file(home: Home, sim: Sim) -> None:
+    """A damaged file is kept aside, and it is said that its login may live on; the next logout finds none."""
+    assert run(settings_of(home, sim), "login").returncode == 0
+    half = own_file(home).read_bytes()[:-200]
+    own_file(home).write_bytes(half)
+    ended = run(environment(home, sim), "logout", "--yes")
+    assert ended.returncode == 1
+    kept = own_file(home).with_name("login.json.corrupt-1")
+    assert f"is damaged: it is not a JSON object. It is kept as {kept}" in ended.stderr
+    assert "may live on: end it in your xAI account" in ended.stderr
+    assert kept.read_bytes() == half
+    assert own_login(home)["tokens"] is None
+    assert sim.counters()["revocations"] == 0
+    assert "There is no login" in run(environment(home, sim), "logout", "--yes").stdout
+
+
 def test_nothing_to_log_out_of(home: Home, sim: Sim) -> None:
     """Without a login of the proxy's own there is nothing to end, and that is no error."""
     home.write_store(provider_store(sim.login()))
@@ -405,3 +507,22 @@ def test_nothing_to_log_out_of(home: Home, sim: Sim) -> None:
     assert ended.returncode == 0
     assert "There is no login of the proxy's own." in ended.stdout
     assert sim.counters()["revocations"] == 0
+
+
+# Both.
+
+
+@pytest.mark.parametrize("command", [("login",), ("logout", "--yes")], ids=lambda words: words[0])
+def test_a_file_of_another_version(home: Home, sim: Sim, command: tuple[str, ...]) -> None:
+    """A login.json of a later version is left as it is, with exit code 3, which --help tells of."""
+    own_file(home).parent.mkdir(mode=0o700, parents=True)
+    own_file(home).write_text('{"version": 99, "provider": "xai-oauth"}')
+    own_file(home).chmod(0o600)
+    before = own_file(home).read_bytes()
+    ended = run(settings_of(home, sim), *command)
+    assert ended.returncode == 3
+    assert "is no state file of this version" in ended.stderr
+    assert own_file(home).read_bytes() == before
+    assert (
+        "3 login.json cannot be read or written" in run(settings_of(home, sim), command[0], "--help").stdout
+    )

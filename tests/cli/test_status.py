@@ -129,12 +129,33 @@ def test_damaged_state_is_left(home: Home, shared_sim: Sim) -> None:
 
 
 def test_no_login(home: Home) -> None:
-    """Without any login the next step is to sign in."""
+    """Without any login nobody's is shown, and the next step is to sign in: a start comes after that."""
     code, view = status(environment(home))
     assert code == 1
     assert view["problem"]["code"] == "missing"
     assert view["token_expires_at"] is None
-    assert "hermes auth add xai-oauth" in text(environment(home))
+    assert view["owner"] == "Nobody is signed in."
+    shown = text(environment(home))
+    assert "Login Nobody is signed in." in shown
+    assert "is Hermes'" not in shown
+    first, then = (
+        "Sign in with `grok-oauth-proxy login`, or with `hermes",
+        "Then start it with `grok-oauth-proxy serve`",
+    )
+    assert 0 < shown.index(first) < shown.index(then)
+
+
+def test_logged_out(home: Home, own_sim: Sim) -> None:
+    """After a logout it says that nobody is signed in, whether a proxy runs or not."""
+    own_login(home, own_sim.login())
+    env = environment(home, own_sim)
+    with proxy_running(home, own_sim) as proxy:
+        assert run(env, "logout", "--yes").returncode == 0
+        proxy.err.wait_for("holds no login of the proxy's own")
+        beside = text(env)
+    for shown in (beside, text(env)):
+        assert "Login Nobody is signed in." in shown
+        assert "Owner" not in shown
 
 
 def test_own_login(home: Home, shared_sim: Sim) -> None:

@@ -35,6 +35,17 @@ def test_what_is_printed(here: Side, shared_sim: Sim, shape: str) -> None:
     assert "--move" in ended.stderr
 
 
+def test_nobody_is_signed_in(here: Side) -> None:
+    """Without any login both ways to sign in are named, and a file that is not there is not called empty."""
+    for there, cause in ((False, "does not exist"), (True, "holds no xAI login")):
+        if there:
+            here.home.write_store({})
+        ended = here.run("export")
+        assert (ended.returncode, ended.stdout) == (1, "")
+        sign_in = "Sign in with `hermes auth add xai-oauth`, or with `grok-oauth-proxy login`."
+        assert f"{here.home.auth} {cause}. {sign_in}" in ended.stderr
+
+
 def test_the_own_login_first(here: Side, shared_sim: Sim) -> None:
     """The proxy's own login goes before Hermes', unless Hermes' is asked for or the own one is dead."""
     hermes, own = here.sign_in(shared_sim), shared_sim.login()

@@ -50,6 +50,7 @@ def test_into_an_empty_home(there: Side, tokens: Json, document: str) -> None:
     assert mode(there.home.auth.parent) == 0o700
     assert "delete that now" in ended.stdout
     assert len(code_in(ended.stdout)) == 9
+    assert "If `export --move` waits for a code, type this one there" in ended.stdout
     assert is_silent_about(ended, tokens)
 
 
@@ -266,6 +267,18 @@ def test_no_two_owners_on_one_machine(there: Side, shared_sim: Sim) -> None:
     assert ended.returncode == 1
     assert "two owners" in ended.stderr
     assert not there.home.auth.exists()
+
+
+def test_a_refusal_leaves_no_trace(there: Side, tokens: Json, document: str) -> None:
+    """An import that is refused makes no folder and no lock file, where there were none."""
+    there.home.auth.parent.rmdir()
+    there.own.parent.mkdir(parents=True)
+    there.own.write_text(json.dumps(books(source="own", client_id=CLIENT, tokens=as_kept(tokens))))
+    before = sorted(there.home.path.rglob("*"))
+    ended = there.run("import", given=document)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "Nothing was changed." in ended.stderr
+    assert sorted(there.home.path.rglob("*")) == before
 
 
 def test_what_cannot_be_read(there: Side, document: str) -> None:

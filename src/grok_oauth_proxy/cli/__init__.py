@@ -1,6 +1,7 @@
 """The command line: one file a command, one line per error, exit codes as a contract.
 
-0 it worked · 1 it failed · 2 a setting or argument is wrong · 3 the daemon may not start like this
+0 it worked · 1 it failed · 2 a setting or argument is wrong · 3 the daemon may not start like this, or a file
+of the login cannot be used · 130 given up
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grok_oauth_proxy.credentials.chain import Chain
 from grok_oauth_proxy.credentials.hermes import HermesStore
-from grok_oauth_proxy.credentials.messages import BLOCKED, BY_SOURCE, KEY_OWNER, OWN
+from grok_oauth_proxy.credentials.messages import BLOCKED, BY_SOURCE, KEY_OWNER, NOBODY, OWN
 from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import State, StateFile
 from grok_oauth_proxy.credentials.token import Grant
@@ -40,7 +40,14 @@ class Login:
     """What is wrong with the proxy's own login, in place of which this one is used."""
 
     @property
+    def is_missing(self) -> bool:
+        """Nobody is signed in, as far as the files tell."""
+        return self.problem is not None and self.problem[0] in ("missing", "no_tokens")
+
+    @property
     def owner(self) -> str:
+        if self.is_missing:
+            return NOBODY
         return BY_SOURCE[self.source].owner if self.source in BY_SOURCE else KEY_OWNER
 
     @property

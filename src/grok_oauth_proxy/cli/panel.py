@@ -12,6 +12,7 @@ from rich.text import Text
 
 from grok_oauth_proxy.cli.terminal import duration, plain
 from grok_oauth_proxy.cli.view import View
+from grok_oauth_proxy.credentials.messages import NOBODY
 
 _STYLES: Final = {"ok": "green", "degraded": "yellow"}
 _SOURCES: Final = {"own": "the proxy's own", "hermes": "Hermes'", "api-key": "none: an API key is used"}
@@ -42,18 +43,25 @@ def _rows(view: View, now: float) -> Iterator[tuple[str, str, str]]:
         yield "Next step", view.message, ""
     if view.problem:
         yield "Problem", str(view.problem.get("message") or view.problem.get("code")), "red"
-    source = view.credential_source or "unknown"
-    yield "Login", _SOURCES.get(source, source), ""
-    if view.owner:
-        yield "Owner", view.owner, ""
-    yield "Account", _account(view), ""
-    yield "Access token", _expiry(view), ""
+    if view.owner == NOBODY:
+        yield "Login", NOBODY, ""
+    else:
+        yield from _login(view)
     yield "Last refresh", _refresh(view.last_refresh, now), ""
     if not view.running or view.message:
         return
     yield "Last rejection", _unless_unknown(view, "last_rejection", _rejection(view.last_rejection, now)), ""
     yield "Limits", _unless_unknown(view, "rate_limits", _limits(view.rate_limits, now)), ""
     yield "API key", _unless_unknown(view, "api_key_fallback", _fallback(view.api_key_fallback)), ""
+
+
+def _login(view: View) -> Iterator[tuple[str, str, str]]:
+    source = view.credential_source or "unknown"
+    yield "Login", _SOURCES.get(source, source), ""
+    if view.owner:
+        yield "Owner", view.owner, ""
+    yield "Account", _account(view), ""
+    yield "Access token", _expiry(view), ""
 
 
 def _unless_unknown(view: View, name: str, text: str) -> str:

@@ -12,6 +12,7 @@ import time
 import webbrowser
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from rich.console import Console
@@ -37,54 +38,81 @@ from grok_oauth_proxy.errors import ProxyError, SignInFailed, StoreProblem
 from grok_oauth_proxy.settings import Settings
 
 _BROWSER_LIMIT: Final = 180.0
+_KILLS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 Obtain = Callable[[AuthorizationServer, str], Awaitable[Grant]]
 T = TypeVar("T")
 
 
-async def sign_in(settings: Settings, obtain: Obtain) -> None:
-    """Get a login by `obtain`, save it as the proxy's own and say so; raises `ProxyError`."""
-    _end_like_ctrl_c()
-    client_id = known_client_id(settings)
-    store = OwnStore.beside(settings.grok_proxy_auth_state)
-    _make_ready(store)
-    replaces = store.is_there()
-    async with control_plane(settings, tls_context()) as http:
-        server = authorization_server(settings, http, Clock())
-        await server.discover()
-        grant = await obtain(server, client_id)
-        saved = False
+@dataclass
+class SignIn:
+    """One sign-in. `saved`: the login is on the disk, so that it is too late to give up."""
+
+    settings: Settings
+    saved: bool = False
+    replaces: bool = False
+
+    def __post_init__(self) -> None:
+        self.store = OwnStore.beside(self.settings.grok_proxy_auth_state)
+
+    async def run(self, obtain: Obtain) -> None:
+        """Get a login by `obtain` and save it as the proxy's own; raises `ProxyError`."""
+        _end_like_ctrl_c()
+        client_id = known_client_id(self.settings)
+        _make_ready(self.store)
+        self.replaces = self.store.is_there()
+        async with control_plane(self.settings, tls_context()) as http:
+            server = authorization_server(self.settings, http, Clock())
+            await server.discover()
+            grant = await obtain(server, client_id)
+            try:
+                async with self.store.lock():
+                    self._save(grant, client_id)
+            finally:
+                if not self.saved:
+                    await _end(server, grant, client_id)
+
+    def _save(self, grant: Grant, client_id: str) -> None:
         try:
-            async with store.lock():
-                store.replace(grant, client_id)
-                saved = True
+            self.store.replace(grant, client_id)
         except OSError as error:
-            raise _unwritable(store, error) from None
-        except asyncio.CancelledError:
-            if not saved:
-                raise
-            _stay()
-        finally:
-            if not saved:
-                await _end(server, grant, client_id)
-    _tell(settings, store)
-    if replaces:
-        console.print("  The login that was here before is not used any more; end it in your xAI account.")
+            raise _unwritable(self.store, error) from None
+        self.saved = True
+        _hear_no_more()
+
+    def tell(self) -> None:
+        """Say that it is saved, and what comes next."""
+        console.print(
+            f"✓ Signed in. The login is the proxy's own, in {self.store.file.path}; Hermes' is not touched."
+        )
+        source, interval = self.settings.credential_source, self.settings.hermes_poll_interval
+        if source not in ("auto", "own"):
+            console.print(f"  CREDENTIAL_SOURCE is {source}: unset it, so that this one is used.")
+        console.print(
+            f"  A running proxy uses it within {interval:g} s. To start one: grok-oauth-proxy serve"
+        )
+        if self.replaces:
+            console.print(
+                "  The login that was here before is not used any more; end it in your xAI account."
+            )
 
 
 def _end_like_ctrl_c() -> None:
     """A terminal that is closed and a `kill` leave nothing behind either."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _KILLS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup
             loop.add_signal_handler(number, task.cancel if task else loop.stop)
 
 
-def _stay() -> None:
-    """Whoever gave up was too late: the login is there, and is told."""
-    if (task := asyncio.current_task()) is not None:
-        task.uncancel()
+def _hear_no_more() -> None:
+    """Whoever gives up now is too late: the login is there, and is told."""
+    loop = asyncio.get_running_loop()
+    for number in _KILLS:
+        loop.remove_signal_handler(number)
+    for number in (signal.SIGINT, *_KILLS):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _make_ready(store: OwnStore) -> None:
@@ -104,16 +132,6 @@ def _unwritable(store: OwnStore, error: OSError) -> StoreProblem:
         f"{store.file.path} cannot be written: {error.strerror}. Make its folder writable, free some space.",
         code="state_unusable",
     )
-
-
-def _tell(settings: Settings, store: OwnStore) -> None:
-    console.print(f"✓ Signed in. The login is the proxy's own, in {store.file.path}; Hermes' is not touched.")
-    if settings.credential_source not in ("auto", "own"):
-        console.print(
-            f"  CREDENTIAL_SOURCE is {settings.credential_source}: unset it, so that this one is used."
-        )
-    interval = settings.hermes_poll_interval
-    console.print(f"  A running proxy uses it within {interval:g} s. To start one: grok-oauth-proxy serve")
 
 
 async def by_code(server: AuthorizationServer, client_id: str) -> Grant:

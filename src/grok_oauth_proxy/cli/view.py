@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from grok_oauth_proxy.cli.checks.finding import cause_and_fix
 from grok_oauth_proxy.cli.logins import Login
 from grok_oauth_proxy.cli.running import Absent, Running
+from grok_oauth_proxy.credentials.messages import HERMES, OWN
 
 HEALTHY: Final = frozenset({"ok", "degraded"})
 _TOLD: Final = ("owner", "account", "last_rejection", "rate_limits", "api_key_fallback")
@@ -86,7 +88,7 @@ def view_of_files(absent: Absent, login: Login, now: float) -> View:
     return View(
         running=running,
         status=absent.code,
-        message=absent.message,
+        message=_next_step(absent, login),
         address=absent.address,
         base_url=f"{absent.address}/v1" if running else None,
         version=None,
@@ -101,6 +103,15 @@ def view_of_files(absent: Absent, login: Login, now: float) -> View:
         api_key_fallback=None,
         problem=dict(zip(("code", "message"), problem, strict=True)) if problem else None,
     )
+
+
+def _next_step(absent: Absent, login: Login) -> str:
+    """A start is refused while nobody is signed in, so that comes first."""
+    if not login.is_missing or absent.code == "wrong_key":
+        return absent.message
+    cause, start = cause_and_fix(absent.message)
+    sign_in = OWN.sign_in if login.source == "own" else f"{OWN.sign_in}, or with {HERMES.sign_in}"
+    return f"{cause} Sign in with {sign_in}. Then {start[:1].lower()}{start[1:]}"
 
 
 def _last_refresh(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ OWN: Final = Wording(
     sign_in="`grok-oauth-proxy login`",
 )
 
+NOBODY: Final = "Nobody is signed in."
 KEY_OWNER: Final = "The API key in XAI_API_KEY is used, billed separately from a subscription."
 BY_SOURCE: Final = {"own": OWN, "hermes": HERMES}
 

@@ -53,6 +53,7 @@ def import_file(surroundings: Surroundings, source: str, *, own: bool, reset: bo
         lines.append(f"Delete the export now: rm {source}")
     else:
         lines.append("If the export is in a file somewhere, delete that now.")
+    lines.append("If `export --move` waits for a code, type this one there; else it is not needed.")
     lines.append(f"Confirmation code: {document.code}")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
@@ -65,6 +66,7 @@ def import_login(surroundings: Surroundings, document: Document, *, own: bool, r
     """
     keepers: list[Keeper] = [HermesKeeper(surroundings), OwnKeeper(surroundings)]
     other, keeper = keepers if own else reversed(keepers)
+    _refuse_second_owner(document, keeper, other)  # before a folder or a lock file is made
     make_folder(keeper.path.parent)
     with locked(keeper.locks()):
         _refuse_second_owner(document, keeper, other)

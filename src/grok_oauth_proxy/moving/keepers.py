@@ -32,6 +32,7 @@ _ALL_SPENT = (
 _ROOT_HAS_IT = (
     "The root store {path} holds this very login, and the profile uses it from there. Nothing was changed."
 )
+_SIGN_IN = "Sign in with `hermes auth add xai-oauth`, or with `grok-oauth-proxy login`."
 _REFUSED = "The authorization server has refused the login in {place} ({error}). Sign in again, then export."
 
 
@@ -89,7 +90,8 @@ class HermesKeeper:
             if stored := hermes.logins(store):
                 endpoint = hermes.token_endpoint(store)
                 return _living(stored, books, self.surroundings, endpoint, path)
-        raise NoLogin(f"{self.path} holds no xAI login. Sign in with `hermes auth add xai-oauth`.")
+        cause = "holds no xAI login" if self.path.exists() else "does not exist"
+        raise NoLogin(f"{self.path} {cause}. {_SIGN_IN}")
 
     def relation(self, document: Document) -> str | None:
         """What is known here of this login: HERE, SPENT, DEAD or nothing. Raises `Problem`."""
