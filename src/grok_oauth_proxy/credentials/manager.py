@@ -25,6 +25,7 @@ from grok_oauth_proxy.credentials.messages import (
     LOGGED_OUT,
     LOST,
     NO_ROOM,
+    NOBODY,
     NOT_NOTED,
     READ_ONLY,
     TRANSIENT,
@@ -214,7 +215,7 @@ class TokenManager:
         refused = token is not None and problem is not None and self.at_hand.is_worthless(token)
         return CredentialStatus(
             source=self._chain.source.name,
-            owner=self._chain.source.wording.owner if token else "Nobody is signed in.",
+            owner=self._chain.source.wording.owner if token else NOBODY,
             tier=token.tier if token else None,
             principal_type=token.principal_type if token else None,
             token_endpoint=self._server.token_endpoint,
@@ -335,8 +336,9 @@ class TokenManager:
                 await self._publish(grant, renewed, rotated=rotated)
             case Terminal(error):
                 lost = error == "invalid_grant" and not first
-                message = self._say(ANSWER_LOST if lost else BLOCKED[error])
-                self._fail(RefreshFailed(error, message, terminal=True))
+                self._fail(
+                    RefreshFailed(error, self._say(ANSWER_LOST if lost else BLOCKED[error]), terminal=True)
+                )
                 await asyncio.to_thread(self._chain.bury, grant, error)
                 return True
             case NotEntitled():
