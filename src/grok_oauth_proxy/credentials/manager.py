@@ -335,10 +335,8 @@ class TokenManager:
                     self.at_hand.keep_for_a_moment(grant.token)
                 await self._publish(grant, renewed, rotated=rotated)
             case Terminal(error):
-                lost = error == "invalid_grant" and not first
-                self._fail(
-                    RefreshFailed(error, self._say(ANSWER_LOST if lost else BLOCKED[error]), terminal=True)
-                )
+                message = ANSWER_LOST if error == "invalid_grant" and not first else BLOCKED[error]
+                self._fail(RefreshFailed(error, self._say(message), terminal=True))
                 await asyncio.to_thread(self._chain.bury, grant, error)
                 return True
             case NotEntitled():
