@@ -150,8 +150,7 @@ class TokenManager:
 
     async def _reload(self) -> bool:
         async with self._disk:
-            # Not sooner: a refresh that was waited for is no change of the store.
-            before = self._chain.grant
+            before = self._chain.grant  # not sooner: a refresh that was waited for is no change of the store
             settled = await self._look()
         if self._chain.grant != before:
             self.at_hand.forget_the_old()
