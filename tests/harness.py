@@ -259,6 +259,7 @@ def start(env: dict[str, str], *arguments: str, by: tuple[str, ...] = ()) -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        close_fds=False,  # `by` may hand sockets over
     )
 
 

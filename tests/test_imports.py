@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"credentials", "moving"}),
     frozenset({"tasks", "proxy", "observe", "control_plane"}),
     frozenset({"web", "http1"}),
-    frozenset({"server", "app"}),
+    frozenset({"server", "app", "listening", "systemd"}),
     frozenset({"workers"}),
     frozenset({"daemon"}),
     frozenset({"cli", "__main__"}),
@@ -34,9 +34,10 @@ ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "
 # The demo starts the proxy with an environment of its own and hands it PATH and the language of this one.
 # A worker gets the environment of the process that starts it, and one variable more.
 # What the shell says of ssh and screens is no setting of ours.
+# What a service manager hands to a service is no setting either.
 # moving/ runs without an install, and so without the library that settings.py needs.
 ENVIRONMENT_READERS = frozenset(
-    {"settings", "cli.demo_stage", "cli.surroundings", "workers", "moving.surroundings"}
+    {"settings", "cli.demo_stage", "cli.surroundings", "workers", "systemd", "moving.surroundings"}
 )
 PROXY_ENVIRONMENT = frozenset({"getproxies", "getproxies_environment", "proxy_bypass_environment"})
 

@@ -38,6 +38,9 @@ def test_defaults(tmp_path: Path) -> None:
         "grok_proxy_allow_loopback_upstream": False,
         "proxy_host": "127.0.0.1",
         "proxy_port": 9996,
+        "proxy_tcp": True,
+        "proxy_uds": None,
+        "proxy_drain_timeout": 30.0,
         "proxy_api_key": None,
         "proxy_allowed_hosts": (),
         "proxy_allowed_origins": (),
@@ -61,6 +64,7 @@ def test_defaults(tmp_path: Path) -> None:
         "xai_oauth_issuer": "https://auth.x.ai",
         "xai_oauth_client_id": None,
         "log_level": "info",
+        "log_format": "text",
     }
     assert settings.hermes_stores == (tmp_path / ".hermes/auth.json",)
 
@@ -69,6 +73,10 @@ READ = {
     "GROK_PROXY_ALLOW_LOOPBACK_UPSTREAM": ("true", True),
     "PROXY_HOST": ("0.0.0.0", "0.0.0.0"),
     "PROXY_PORT": ("0", 0),
+    "PROXY_TCP": ("false", False),
+    "PROXY_UDS": ("/srv/sock", Path("/srv/sock")),
+    "PROXY_DRAIN_TIMEOUT": ("0", 0.0),
+    "LOG_FORMAT": ("JSON", "json"),
     "PROXY_ALLOWED_HOSTS": (" Box.local, box:9996 ,, ", ("box.local", "box:9996")),
     "PROXY_ALLOWED_ORIGINS": ("https://App.example/, http://b:1", ("https://app.example", "http://b:1")),
     "GROK_PROXY_AUTH_STATE": ("/srv/state.json", Path("/srv/state.json")),

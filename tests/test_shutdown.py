@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import httpx
 import pytest
 
-from tests.harness import PATIENCE, Home, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim, client
 
 
@@ -67,3 +70,54 @@ def test_streams_are_finished(home: Home, own_sim: Sim) -> None:
         for reader in readers:
             reader.join()
     assert [text.rstrip().endswith("data: [DONE]") for text in texts] == [True] * 4
+
+
+QUESTION = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+ENDING = r"Ending: open answers \(1\)"
+
+
+@contextmanager
+def stream_opened(proxy: Proxy, chunk_delay: float) -> Iterator[Iterator[str]]:
+    """An event stream of the API, its first line read; the lines that are still to come."""
+    slow = {"x-sim": f"chunk-delay={chunk_delay}"}
+    with (
+        client(proxy.url, timeout=PATIENCE) as http,
+        http.stream("POST", "/v1/chat/completions", json=QUESTION, headers=slow) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        yield lines
+
+
+def test_draining(home: Home, own_sim: Sim) -> None:
+    """While answers are open no connection is accepted, and those there are may ask: health says draining."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim) as proxy:
+        assert proxy.http.get("/health").json()["status"] == "ok"
+        with stream_opened(proxy, 0.2) as lines:
+            proxy.process.send_signal(signal.SIGTERM)
+            proxy.err.wait_for(ENDING)
+            with pytest.raises(ConnectionRefusedError):
+                proxy.dial()
+            answer = proxy.http.get("/health")
+            assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+            assert answer.headers["connection"] == "close"
+            assert [*lines][-2:] == ["data: [DONE]", ""]
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["over", "told-again"])
+def test_drain_ends(home: Home, own_sim: Sim, again: bool) -> None:
+    """An answer still open when its time is over, or when the proxy is told again, shows that it was cut."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        proxy_running(home, own_sim, PROXY_DRAIN_TIMEOUT=PATIENCE * 2 if again else 0.5) as proxy,
+        stream_opened(proxy, 30) as lines,
+    ):
+        proxy.process.send_signal(signal.SIGTERM)
+        proxy.err.wait_for(ENDING)
+        if again:
+            proxy.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+        assert proxy.process.wait(PATIENCE) == 0

@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,27 +16,40 @@ import uvicorn
 
 from grok_oauth_proxy.app import prepare_state, refuse_unsafe_start, running_app
 from grok_oauth_proxy.errors import ConfigurationError, StartRefused
+from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
 from grok_oauth_proxy.observe.log import configure_logging, log_event
-from grok_oauth_proxy.server import Server, listen, url_of
+from grok_oauth_proxy.origins import is_loopback
+from grok_oauth_proxy.server import Server
 from grok_oauth_proxy.settings import Settings
+from grok_oauth_proxy.systemd import Manager, inherited_sockets
 from grok_oauth_proxy.workers import READY, Workers, metrics_folder
 
 
-def run(settings: Settings, *, worker: int | None = None) -> int:
+def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises `ProxyError` when it may not or cannot start.
 
-    `worker`: the descriptor of the socket to serve as one of several processes.
+    `workers_sockets`: the descriptors of the sockets to serve as one of several processes.
     """
     os.umask(0o077)
     _occupy_standard_streams()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
+    manager, opened = Manager(), inherited_sockets()
+    settings = _as_opened(settings, opened)
     refuse_unsafe_start(settings)
-    if settings.proxy_workers > 1 and worker is None:
-        return asyncio.run(_supervise(settings))
+    if settings.proxy_workers > 1 and not workers_sockets:
+        return asyncio.run(_supervise(settings, opened, manager))
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(settings) if worker is None else _work(settings, worker))
+        runner.run(_work(settings, workers_sockets) if workers_sockets else _serve(settings, opened, manager))
     return 0
+
+
+def _as_opened(settings: Settings, opened: Sequence[socket.socket]) -> Settings:
+    """The settings with the host of the sockets: one open to others wants a key, whoever opened it."""
+    hosts = [sock.getsockname()[0] for sock in opened if sock.family != socket.AF_UNIX]
+    if not hosts:
+        return settings
+    return settings.model_copy(update={"proxy_host": min(hosts, key=is_loopback)})
 
 
 def _occupy_standard_streams() -> None:
@@ -48,23 +61,56 @@ def _occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-async def _serve(settings: Settings) -> None:
-    async with running_app(settings) as (app, observer):
-        with _listening(settings) as sock:
-            await Server(app, observer, on_ready=lambda: _greet(settings, sock)).serve(sockets=[sock])
+async def _serve(settings: Settings, opened: Sequence[socket.socket], manager: Manager) -> None:
+    async with running_app(settings) as (app, observer), _reassured(manager):
+        with _listening(settings, opened) as found:
+            server = Server(
+                app,
+                observer,
+                drain=settings.proxy_drain_timeout,
+                on_ready=partial(_greet, settings, found, manager),
+                on_end=partial(manager.tell, "STOPPING=1"),
+            )
+            await server.serve(sockets=[listener.socket for listener in found])
 
 
-async def _supervise(settings: Settings) -> int:
+async def _supervise(settings: Settings, opened: Sequence[socket.socket], manager: Manager) -> int:
     prepare_state(settings, log_event)
-    with _listening(settings) as sock, metrics_folder() as folder:
-        greet = partial(_greet, settings, sock)
-        return await Workers(settings.proxy_workers, sock, folder, on_ready=greet).run()
+    with _listening(settings, opened) as found, metrics_folder() as folder:
+        greet = partial(_greet, settings, found, manager)
+        sockets = [listener.socket for listener in found]
+        async with _reassured(manager):
+            workers = Workers(
+                settings.proxy_workers,
+                sockets,
+                folder,
+                on_ready=greet,
+                on_end=partial(manager.tell, "STOPPING=1"),
+            )
+            return await workers.run()
 
 
-async def _work(settings: Settings, descriptor: int) -> None:
-    with _inherited(descriptor) as sock:
+@asynccontextmanager
+async def _reassured(manager: Manager) -> AsyncIterator[None]:
+    """The service manager hears of this process for as long as the block lasts."""
+    alive = asyncio.create_task(manager.reassure(), name="watchdog")
+    try:
+        yield
+    finally:
+        alive.cancel()
+
+
+async def _work(settings: Settings, descriptors: Sequence[int]) -> None:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(_inherited(descriptor)) for descriptor in descriptors]
         async with running_app(settings) as (app, observer):
-            server = Server(app, observer, on_ready=_tell_ready)
+            server = Server(
+                app,
+                observer,
+                drain=settings.proxy_drain_timeout,
+                on_ready=_tell_ready,
+                on_end=lambda: None,
+            )
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
             def orphaned() -> None:
@@ -73,7 +119,7 @@ async def _work(settings: Settings, descriptor: int) -> None:
                 server.should_exit = True
 
             loop.add_reader(parent, orphaned)
-            await server.serve(sockets=[sock])
+            await server.serve(sockets=sockets)
 
 
 def _tell_ready() -> None:
@@ -91,20 +137,26 @@ def _inherited(descriptor: int) -> socket.socket:
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
+def _listening(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[list[Listener]]:
     with (
-        listen(settings.proxy_host, settings.proxy_port) as sock,
-        _address_kept(settings.grok_proxy_auth_state.parent / "address", url_of(sock)),
+        listeners(settings, opened) as found,
+        _address_kept(settings.grok_proxy_auth_state.parent / "address", found[0].address),
     ):
-        yield sock
+        yield found
 
 
-def _greet(settings: Settings, sock: socket.socket) -> None:
-    wanted, url = settings.proxy_port, url_of(sock)
-    with suppress(OSError):  # nobody reads it
-        if wanted and sock.getsockname()[1] != wanted:
-            click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
-        click.echo(f"grok-oauth-proxy is ready: {url}/v1", err=True)
+def _greet(settings: Settings, found: Sequence[Listener], manager: Manager) -> None:
+    for listener in found:
+        with suppress(OSError):  # nobody reads it
+            if listener.address.startswith(UNIX):
+                path = listener.address.removeprefix(UNIX)
+                click.echo(f"grok-oauth-proxy is ready on the Unix socket {path}", err=True)
+                continue
+            wanted, port = settings.proxy_port, listener.socket.getsockname()[1]
+            if wanted < port <= wanted + FURTHER_PORTS and wanted:
+                click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
+            click.echo(f"grok-oauth-proxy is ready: {listener.address}/v1", err=True)
+    manager.tell("READY=1", f"STATUS=Serving {found[0].address}")
 
 
 @contextmanager

@@ -16,10 +16,10 @@ class RequestStarted:
 
 class RequestFinished(NamedTuple):
     """A request ended. A tuple, because one is made for each request.
-    Times are seconds; `ttfb` is None when no response head was sent.
 
-       `path` is as the client sent it, without the query. `ending` says how the exchange ended: complete,
-       truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
+    Times are seconds; `ttfb` is None when no response head was sent, `upstream`, the API's own part of it,
+    when the API gave none. `path` is as the client sent it, without the query. `ending` says how the exchange
+    ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
     """
 
     method: str
@@ -31,6 +31,7 @@ class RequestFinished(NamedTuple):
     bytes_out: int
     request_id: str
     ending: Literal["complete", "truncated", "client_gone", "refused"]
+    upstream: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,14 @@ class LoginChanged:
 
     source: str
     message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStarted:
+    """The proxy ends: no connection is accepted any more; `open` answers get `timeout` seconds."""
+
+    open: int
+    timeout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ Event = (
     | ChainAdopted
     | LoginChanged
     | StoreTrouble
+    | DrainStarted
     | StaleTokenRetry
     | UpstreamFailed
     | UpstreamRejected

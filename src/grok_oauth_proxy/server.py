@@ -1,31 +1,39 @@
-"""The listening side: which port, and when to stop. uvicorn runs it; `http1/` reads the requests."""
+"""The server: when it is ready, and how it ends. uvicorn runs it; `http1/` reads the requests."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 
 from grok_oauth_proxy.asgi import Application
-from grok_oauth_proxy.errors import ConfigurationError, StartRefused
-from grok_oauth_proxy.events import Observer
+from grok_oauth_proxy.events import DrainStarted, Observer
 from grok_oauth_proxy.http1.connection import Connection
 
-FURTHER_PORTS: Final = 20
-_DRAIN = 30
+_LOOK_EVERY: Final = 0.05
+_ON_THE_WAY: Final = 1.0
+"""Seconds in which a request may still come over a connection that was open when the end began."""
 
 
 class Server(uvicorn.Server):
-    """Ends with exit code 0 on SIGTERM, SIGINT and SIGHUP, and says when it listens."""
+    """Ends with exit code 0 on SIGTERM, SIGINT and SIGHUP; open answers get `drain` seconds, or none once it
+    is told again."""
 
-    def __init__(self, app: Application, observer: Observer, *, on_ready: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        app: Application,
+        observer: Observer,
+        *,
+        drain: float,
+        on_ready: Callable[[], object],
+        on_end: Callable[[], object],
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -38,10 +46,12 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                timeout_graceful_shutdown=_DRAIN,
             )
         )
+        self._observer = observer
+        self._drain = drain
         self._on_ready = on_ready
+        self._on_end = on_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -52,48 +62,45 @@ class Server(uvicorn.Server):
         # Never removed: a second signal must not kill a refresh that is waited for on the way out.
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._end)
         yield
 
+    def _end(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on `port` or one of the next 20 that is free (0: any).
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and let what was accepted be answered.
 
-    Raises `ConfigurationError` when the host means nothing, `StartRefused` when it cannot be had.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError):  # the second from a label that IDNA can't encode
-        raise ConfigurationError(f"PROXY_HOST {host!r} is not an address of this machine.") from None
-    last = min(port + FURTHER_PORTS, 65535) if port else 0
-    for candidate in range(port, last + 1):
-        if (sock := _try_to_listen(family, (address[0], candidate))) is not None:
-            return sock
-    raise StartRefused(
-        f"Ports {port} to {last} on {host} are all in use. End what uses them, or set PROXY_PORT.",
-        code="no_free_port",
-    )
+        A connection that is open may ask once more, for a moment and for as long as another is answered.
+        """
+        for server in self.servers:
+            server.close()
+        for sock in sockets or ():
+            sock.close()
+        self._on_end()
+        state = self.server_state
+        self._observer(DrainStarted(len(state.tasks), self._drain))
+        for connection in list(state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._drain):
+                closing_time = asyncio.get_running_loop().time() + _ON_THE_WAY
+                await self._until(
+                    lambda: (
+                        not state.connections
+                        or (not state.tasks and asyncio.get_running_loop().time() > closing_time)
+                    )
+                )
+                for connection in list(state.connections):
+                    connection.close()  # type: ignore[union-attr]  # ours, not uvicorn's
+                await self._until(lambda: not state.connections)  # what was answered has left
+        if open_answers := list(state.tasks):
+            for task in open_answers:
+                task.cancel()
+            await asyncio.wait(open_answers)
 
-
-def _try_to_listen(family: int, address: tuple[Any, int]) -> socket.socket | None:
-    # With the protocol named, asyncio turns Nagle's algorithm off; without it each answer may wait 40 ms.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(2048)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            return None
-        raise StartRefused(
-            f"Cannot listen on {address[0]} port {address[1]}: {error.strerror}. "
-            "Choose another PROXY_HOST or PROXY_PORT.",
-            code="cannot_listen",
-        ) from None
-    return sock
-
-
-def url_of(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Or until there is no time any more. uvicorn's sets of what is open tell nobody when they change."""
+        while not (self.force_exit or holds()):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_EVERY)

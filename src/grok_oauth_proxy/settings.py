@@ -21,6 +21,10 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@*\s]+)(:[0-9]{1,5})?|[0-9a-f]*:[0
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
+_OF_OTHERS = frozenset({"PROXY_USER"})
+"""What other programs read, though it looks like one of ours."""
+
+
 class Settings(BaseSettings):
     """All settings, from environment variables of the same name in upper case. Times are seconds."""
 
@@ -33,6 +37,9 @@ class Settings(BaseSettings):
 
     proxy_host: str = "127.0.0.1"
     proxy_port: int = Field(default=9996, ge=0, le=65535)
+    proxy_tcp: bool = True
+    proxy_uds: Path | None = None
+    proxy_drain_timeout: float = Field(default=30.0, ge=0, le=3600)
     proxy_workers: int = Field(default=1, ge=1, le=64)
     proxy_api_key: SecretStr | None = None
     proxy_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
@@ -63,6 +70,7 @@ class Settings(BaseSettings):
     xai_oauth_client_id: str | None = Field(default=None, max_length=256)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
 
     @field_validator("proxy_allowed_hosts", "proxy_allowed_origins", mode="before")
     @classmethod
@@ -80,12 +88,12 @@ class Settings(BaseSettings):
             raise ValueError("write each origin like https://page.example:8443")
         return value
 
-    @field_validator("log_level", "credential_source", "api_key_fallback", mode="before")
+    @field_validator("log_level", "log_format", "credential_source", "api_key_fallback", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path")
+    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path", "proxy_uds")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         try:
@@ -93,7 +101,7 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("its ~ names no home directory") from None
 
-    @field_validator("grok_proxy_auth_state", "hermes_auth_path")
+    @field_validator("grok_proxy_auth_state", "hermes_auth_path", "proxy_uds")
     @classmethod
     def _a_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.name.strip("."):
@@ -194,7 +202,7 @@ def _refuse_misspellings(environment: Iterable[str]) -> None:
     squeezed = {name.replace("_", ""): name for name in known}
     for name in sorted(environment):
         bare = name.upper().replace("_", "")
-        if name.upper() in known or not (
+        if name.upper() in known | _OF_OTHERS or not (
             name.upper().startswith(prefixes) or _guards_the_port(bare, squeezed)
         ):
             continue

@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -58,13 +58,22 @@ def _remove_left_over(folder: Path) -> None:
 
 
 class Workers:
-    """`count` processes that serve `sock`; their metrics add up in `folder`."""
+    """`count` processes that serve `sockets`; their metrics add up in `folder`."""
 
-    def __init__(self, count: int, sock: socket.socket, folder: str, *, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        sockets: Sequence[socket.socket],
+        folder: str,
+        *,
+        on_ready: Callable[[], object],
+        on_end: Callable[[], object],
+    ) -> None:
         self._count = count
-        self._sock = sock
+        self._sockets = sockets
         self._folder = folder
         self._on_ready = on_ready
+        self._on_end = on_end
         self._running: set[Process] = set()
         self._serving: set[Process] = set()
         self._told = False
@@ -91,10 +100,13 @@ class Workers:
     def _end(self, number: signal.Signals) -> None:
         # The first signal lets open answers end; Ctrl-C after it cuts them, as in a single process. The first
         # is passed on as SIGTERM: a worker that is still starting would print a traceback on SIGINT.
+        if not self._ending.is_set():
+            self._on_end()
         passed_on = number if self._ending.is_set() else signal.SIGTERM
         self._ending.set()
         self._one_serves.set()
-        self._sock.close()  # clients would otherwise wait in its queue until the last worker has ended
+        for sock in self._sockets:
+            sock.close()  # clients would otherwise wait in its queue until the last worker has ended
         for process in self._running:
             with suppress(ProcessLookupError):
                 process.send_signal(passed_on)
@@ -121,12 +133,13 @@ class Workers:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _start(self) -> Process:
-        descriptor = self._sock.fileno()
+        descriptors = [sock.fileno() for sock in self._sockets]
+        served = [argument for descriptor in descriptors for argument in ("--worker", str(descriptor))]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "grok_oauth_proxy", "serve", "--worker", str(descriptor)),
+            *(sys.executable, "-m", "grok_oauth_proxy", "serve", *served),
             stdin=PIPE,  # it ends when this closes
             stdout=PIPE,
-            pass_fds=[descriptor],
+            pass_fds=descriptors,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
             start_new_session=True,  # Ctrl-C in a terminal would reach it as a second signal
         )

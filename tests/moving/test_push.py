@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.own import own_login
-from tests.harness import PATIENCE, Output, ending, proxy_running
+from tests.harness import PATIENCE, Output, ending, environment, proxy_running, start
 from tests.moving.side import Ended, Side, command, is_silent_about, link
 from tests.moving.ssh import Server, serving
 from tests.moving.test_export import leads_to
@@ -94,6 +94,19 @@ def test_the_proxys_key(here: Side, own_server: Server, own_sim: Sim) -> None:
         ended = push(here, own_server)
         assert (ended.returncode, marks(ended)) == (0, DONE), ended.stdout
         assert key not in ended.stdout + ended.stderr
+
+
+def test_to_a_proxy_on_a_socket(here: Side, own_server: Server, own_sim: Sim) -> None:
+    """A proxy there that listens on a Unix socket alone is asked over it."""
+    here.sign_in(own_sim)
+    there = own_server.side
+    there.sign_in(own_sim)
+    path = there.home.path / "run" / "sock"
+    path.parent.mkdir(mode=0o700)
+    with ending(start(environment(there.home, own_sim, PROXY_UDS=path, PROXY_TCP="false"))) as process:
+        Output(process.stderr).wait_for("ready on the Unix socket")
+        ended = push(here, own_server)
+    assert (ended.returncode, marks(ended)) == (0, DONE), ended.stdout + ended.stderr
 
 
 def test_move(here: Side, own_server: Server, own_sim: Sim) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,3 +213,29 @@ def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GET /v1/a%20b 499" in written
     assert "canary" not in written
     assert "?" not in written
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """With LOG_FORMAT=json each line is one object, whatever stands in it; requests have their numbers."""
+    configure_logging("info", "json")
+    log_event(RequestFinished("GET", "/v1/\x1b\n", 200, 0.1234, 0.05, 10, 20, 'req_"1', "truncated", 0.04))
+    log_event(StoreTrouble("corrupt", "It is\ndamaged."))
+    request, trouble = map(json.loads, capsys.readouterr().err.splitlines())
+    configure_logging("info")
+    for told, level in ((request, "info"), (trouble, "warning")):
+        assert datetime.fromisoformat(told.pop("time")).utcoffset() == timedelta()
+        assert told.pop("level") == level
+    assert request == {
+        "message": "request",
+        "method": "GET",
+        "path": "/v1/\x1b\n",
+        "status": 200,
+        "duration_ms": 123,
+        "ttfb_ms": 50,
+        "upstream_ms": 40,
+        "bytes_in": 10,
+        "bytes_out": 20,
+        "request_id": 'req_"1',
+        "ending": "truncated",
+    }
+    assert trouble == {"message": "It is\ndamaged. [corrupt]"}

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from grok_oauth_proxy.server import listen
+from grok_oauth_proxy.listening import listen
 
 FIRST_PORT: Final = 56121
 """The port that xAI's own programs use (facts: OAuth server); the next free one when it is busy."""

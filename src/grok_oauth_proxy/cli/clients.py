@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from grok_oauth_proxy.errors import ProxyError
+
 NO_KEY: Final = "sk-no-key-needed"
 """What clients send when the proxy asks for no key; most of them insist on having one, some on its `sk-`."""
 
@@ -21,10 +23,14 @@ MODEL: Final = "grok-4"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`base_url` ends in /v1; `key` is the value of PROXY_API_KEY, visible ASCII, or None."""
+    """`base_url` ends in /v1; `key` is the value of PROXY_API_KEY, visible ASCII, or None.
+
+    `socket`: the path of the Unix socket to go through, None where the address is a port.
+    """
 
     base_url: str
     key: str | None
+    socket: str | None = None
 
     @property
     def key_to_send(self) -> str:
@@ -40,7 +46,9 @@ VARIABLES: Final = ("OPENAI_BASE_URL", "OPENAI_API_BASE", "OPENAI_API_KEY")
 
 
 def exports(endpoint: Endpoint, shell: str) -> str:
-    """Commands for `shell` (a key of `SHELLS`) that set `VARIABLES`, one a line."""
+    """Commands for `shell` (a key of `SHELLS`) that set `VARIABLES`, one a line. Raises `ProxyError`."""
+    if endpoint.socket:
+        raise socket_refusal(endpoint, "clients by these variables")
     values = (endpoint.base_url, endpoint.base_url, endpoint.key_to_send)
     export = SHELLS[shell]
     return "".join(export(name, value) + "\n" for name, value in zip(VARIABLES, values, strict=True))
@@ -67,7 +75,18 @@ SHELLS: Final[dict[str, Callable[[str, str], str]]] = {
 }
 
 
+def socket_refusal(endpoint: Endpoint, what: str) -> ProxyError:
+    """For what can only be led to a port."""
+    return ProxyError(
+        f"The proxy listens on the Unix socket {endpoint.socket} alone, to which {what} cannot be led. Set "
+        "PROXY_TCP=true to have a port beside it.",
+        code="no_port",
+    )
+
+
 def _litellm(endpoint: Endpoint) -> str:
+    if endpoint.socket:
+        raise socket_refusal(endpoint, "LiteLLM")
     return f"""\
 # In LiteLLM's config.yaml: every Grok model by its own name.
 model_list:
@@ -80,6 +99,8 @@ model_list:
 
 
 def _hermes(endpoint: Endpoint) -> str:
+    if endpoint.socket:
+        raise socket_refusal(endpoint, "Hermes")
     return f"""\
 # In ~/.hermes/config.yaml, in place of the `model:` that stands there.
 model:
@@ -91,13 +112,17 @@ model:
 
 
 def _openai(endpoint: Endpoint) -> str:
+    needed = way = ""
+    if endpoint.socket:
+        transport = f"httpx.HTTPTransport(uds={_quoted(endpoint.socket)})"
+        needed, way = "import httpx\n", f"    http_client=httpx.Client(transport={transport}),\n"
     return f"""\
-from openai import OpenAI
+{needed}from openai import OpenAI
 
 client = OpenAI(
     base_url={_quoted(endpoint.base_url)},
     api_key={_quoted(endpoint.key_to_send)},
-)
+{way})
 answer = client.chat.completions.create(
     model="{MODEL}",
     messages=[{{"role": "user", "content": "Hello"}}],
@@ -108,8 +133,9 @@ print(answer.choices[0].message.content)
 
 def _curl(endpoint: Endpoint) -> str:
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]})
+    way = f"--unix-socket {shlex.quote(endpoint.socket)} " if endpoint.socket else ""
     command = f"""\
-curl -sS {shlex.quote(endpoint.base_url + "/chat/completions")} \\
+curl -sS {way}{shlex.quote(endpoint.base_url + "/chat/completions")} \\
   -H 'content-type: application/json' \\
   -d {shlex.quote(body)}"""
     if endpoint.key is None:

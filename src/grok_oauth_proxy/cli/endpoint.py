@@ -7,7 +7,14 @@ from urllib.parse import urlsplit
 import click
 
 from grok_oauth_proxy.cli.clients import Endpoint
-from grok_oauth_proxy.cli.running import Absent, find_running, key_trouble, reachable
+from grok_oauth_proxy.cli.running import (
+    Absent,
+    base_url,
+    find_running,
+    key_trouble,
+    reachable,
+    socket_path,
+)
 from grok_oauth_proxy.egress import egress_proxy
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError
 from grok_oauth_proxy.settings import Settings
@@ -26,12 +33,17 @@ def find_endpoint(settings: Settings) -> Endpoint:
         address = found.address
         if trouble := key_trouble(found, settings):
             click.echo(trouble, err=True)
-    base_url = (address or _configured(settings)) + "/v1"
-    _tell_of_egress(base_url)
-    return Endpoint(base_url, settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None)
+    address = address or _configured(settings)
+    key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
+    endpoint = Endpoint(base_url(address), key, socket_path(address))
+    if endpoint.socket is None:
+        _tell_of_egress(endpoint.base_url)
+    return endpoint
 
 
 def _configured(settings: Settings) -> str:
+    if not settings.proxy_tcp and settings.proxy_uds:
+        return f"unix:{settings.proxy_uds}"
     if settings.proxy_port == 0:
         raise ProxyError(
             "PROXY_PORT=0 takes any free port, so that the address is known only while the proxy runs. "

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from grok_oauth_proxy.cli.running import socket_path
 from grok_oauth_proxy.cli.terminal import duration, plain
 from grok_oauth_proxy.cli.view import View
 from grok_oauth_proxy.credentials.messages import NOBODY
@@ -32,8 +33,13 @@ def panel(view: View, now: float) -> RenderableType:
 def _headline(view: View) -> Text:
     if view.running:
         version = f" {view.version}" if view.version else ""
-        return Text(plain(f"grok-oauth-proxy{version} is running: {view.base_url}"), "bold")
+        return Text(plain(f"grok-oauth-proxy{version} is running: {_place(view)}"), "bold")
     return Text("grok-oauth-proxy is not running.", "bold")
+
+
+def _place(view: View) -> str:
+    path = socket_path(view.address or "")
+    return f"the Unix socket {path}" if path else str(view.base_url)
 
 
 def _rows(view: View, now: float) -> Iterator[tuple[str, str, str]]:

@@ -23,6 +23,7 @@ PATIENCE: Final = 3.0
 
 _ADDRESS: Final = re.compile(r"http://(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([0-9]{1,5})")
 _MAX_REPORT: Final = 256 * 1024
+_UNIX: Final = re.compile(r"unix:(/[ -~]+)")
 _ANYWHERE: Final = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
 _KEY_PROBE: Final = "/v1/v1/"
 """Behind the front door, and refused there: it costs the API nothing."""
@@ -30,7 +31,7 @@ _KEY_PROBE: Final = "/v1/v1/"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A proxy that answers; `report` is the JSON object of its /health."""
+    """A proxy that answers at `address` (http://HOST:PORT or unix:PATH); `report` is its /health's JSON."""
 
     address: str
     report: dict[str, Any]
@@ -49,7 +50,7 @@ def find_running(settings: Settings) -> Running | Absent:
     """Read the address file and ask who is there; takes `PATIENCE` seconds twice at most."""
     path = settings.grok_proxy_auth_state.parent / "address"
     try:
-        noted = path.read_bytes()[:256].decode("ascii", "replace").strip()
+        noted = path.read_bytes()[:256].decode("ascii", "replace").rstrip("\n")
     except FileNotFoundError:
         return Absent("not_running", "No proxy is running here. Start it with `grok-oauth-proxy serve`.")
     except OSError as error:
@@ -59,7 +60,24 @@ def find_running(settings: Settings) -> Running | Absent:
     return ask(reachable(noted), settings)
 
 
+def socket_path(address: str) -> str | None:
+    """The path of a Unix socket, None where the address is none."""
+    match = _UNIX.fullmatch(address)
+    return match[1] if match else None
+
+
+def base_url(address: str) -> str:
+    """Where OpenAI clients find the API; over a Unix socket its host means nothing."""
+    return f"{_origin(address)}/v1"
+
+
+def _origin(address: str) -> str:
+    return "http://localhost" if socket_path(address) else address
+
+
 def _is_address(text: str) -> bool:
+    if socket_path(text):
+        return True
     match = _ADDRESS.fullmatch(text)
     try:
         return match is not None and bool(ip_address(match[1] or match[2])) and 0 < int(match[3]) < 65536
@@ -78,9 +96,9 @@ def reachable(address: str) -> str:
 def ask(address: str, settings: Settings) -> Running | Absent:
     """Who answers at `address`."""
     try:
-        status, body = _get(f"{address}/health", None)
+        status, body = _get(address, "/health", None)
         if _wants_key(status, body) and settings.proxy_api_key:
-            status, body = _get(f"{address}/health", settings.proxy_api_key.get_secret_value())
+            status, body = _get(address, "/health", settings.proxy_api_key.get_secret_value())
     except httpx.ConnectError:
         message = (
             f"Nothing answers at {address}, where the proxy was. Start it with `grok-oauth-proxy serve`."
@@ -108,21 +126,22 @@ def key_trouble(running: Running, settings: Settings) -> str | None:
     """What is wrong with the key that this environment would have clients send, or None."""
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
     try:
-        refused = _wants_key(*_get(running.address + _KEY_PROBE, key))
+        refused = _wants_key(*_get(running.address, _KEY_PROBE, key))
     except httpx.HTTPError:
         return None
     return f"The proxy at {running.address} wants another key. {_SET_KEY}" if refused else None
 
 
-def _get(url: str, key: str | None) -> tuple[int, bytes]:
+def _get(address: str, path: str, key: str | None) -> tuple[int, bytes]:
     """Status and body, cut off after `PATIENCE` and `_MAX_REPORT`. Raises `httpx.HTTPError`."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + PATIENCE
     # Without certificates: the proxy speaks plain HTTP, and loading them takes time.
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    transport = httpx.HTTPTransport(verify=tls, uds=socket_path(address))
     with (
-        httpx.Client(trust_env=False, timeout=PATIENCE, verify=tls) as client,
-        client.stream("GET", url, headers=headers) as answer,
+        httpx.Client(transport=transport, trust_env=False, timeout=PATIENCE) as client,
+        client.stream("GET", _origin(address) + path, headers=headers) as answer,
     ):
         body = b""
         for chunk in answer.iter_bytes():

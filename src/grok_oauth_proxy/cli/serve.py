@@ -8,8 +8,10 @@ import click
 
 
 @click.command()
-@click.option("--worker", type=int, hidden=True, help="Serve this inherited socket, for PROXY_WORKERS.")
-def serve(worker: int | None) -> None:
+@click.option(
+    "--worker", type=int, multiple=True, hidden=True, help="Serve this inherited socket, for PROXY_WORKERS."
+)
+def serve(worker: tuple[int, ...]) -> None:
     """Serve the Grok API on http://127.0.0.1:9996/v1 with your Grok login.
 
     All settings come from the environment; the README lists them.
@@ -18,4 +20,4 @@ def serve(worker: int | None) -> None:
     from grok_oauth_proxy import daemon
     from grok_oauth_proxy.settings import load_settings
 
-    sys.exit(daemon.run(load_settings(), worker=worker))
+    sys.exit(daemon.run(load_settings(), workers_sockets=worker))

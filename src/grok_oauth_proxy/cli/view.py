@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from grok_oauth_proxy.cli.checks.finding import cause_and_fix
 from grok_oauth_proxy.cli.logins import Login
-from grok_oauth_proxy.cli.running import Absent, Running
+from grok_oauth_proxy.cli.running import Absent, Running, base_url
 from grok_oauth_proxy.credentials.messages import HERMES, OWN
 
 HEALTHY: Final = frozenset({"ok", "degraded"})
@@ -64,7 +64,7 @@ def view_of_running(proxy: Running) -> View:
         status=str(report["status"]),
         message=None,
         address=proxy.address,
-        base_url=f"{proxy.address}/v1",
+        base_url=base_url(proxy.address),
         version=_text(report, "version"),
         credential_source=_text(report, "credential_source"),
         owner=_text(report, "owner"),
@@ -90,7 +90,7 @@ def view_of_files(absent: Absent, login: Login, now: float) -> View:
         status=absent.code,
         message=_next_step(absent, login),
         address=absent.address,
-        base_url=f"{absent.address}/v1" if running else None,
+        base_url=base_url(absent.address) if running and absent.address else None,
         version=None,
         credential_source=login.source,
         owner=login.owner,

@@ -81,8 +81,10 @@ class Connection(FlowControl):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a stream transport, by how it was made
         self._server.connections.add(self)  # type: ignore[arg-type]  # uvicorn only calls shutdown()
-        own, other = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        self._addresses = (own and tuple(own[:2]), other and tuple(other[:2]))
+        self._addresses = (
+            _address(transport.get_extra_info("sockname")),
+            _address(transport.get_extra_info("peername")),
+        )
         self._wait_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,11 +101,9 @@ class Connection(FlowControl):
         del self._parser
 
     def shutdown(self) -> None:
-        """The server ends: after the answer that is being given, or at once."""
+        """The server ends: no answer from now on leads to another request."""
         self.draining = True
-        if self._exchange is None:
-            self.close()
-        else:
+        if self._exchange is not None:
             self._exchange.keep_alive = False
 
     def write(self, data: bytes) -> None:
@@ -372,3 +372,10 @@ class Connection(FlowControl):
             self.close()
         else:
             self.loop.call_later(_LINGER, self._linger_on, until, self._thrown_away)
+
+
+def _address(name: Any) -> tuple[str, int | None] | None:
+    """As ASGI has it: host and port, or the path of a Unix socket; None for the other end of one."""
+    if isinstance(name, tuple):
+        return name[0], name[1]
+    return (name, None) if name else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
@@ -103,9 +104,12 @@ def _report(url: str, path: str) -> Json:
 
 def _get(url: str, path: str) -> tuple[int, bytes]:
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme == "unix" and parts.path.startswith("/"):
+        connection: http.client.HTTPConnection = _OverSocket(url[len("unix:") :])
+    elif parts.scheme == "http" and parts.hostname:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_ANSWERED_WITHIN)
+    else:
         raise ValueError("no address of the proxy")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_ANSWERED_WITHIN)
     key = proxy_key()
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
@@ -113,3 +117,16 @@ def _get(url: str, path: str) -> tuple[int, bytes]:
         return answer.status, answer.read(1024 * 1024)
     finally:
         connection.close()
+
+
+class _OverSocket(http.client.HTTPConnection):
+    """Over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_ANSWERED_WITHIN)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_ANSWERED_WITHIN)
+        self.sock.connect(self._path)

@@ -63,6 +63,8 @@ def health_report(
 
 
 def _summary(credentials: CredentialStatus, ping: UpstreamPing | None, news: News) -> str:
+    if news.draining:
+        return "draining"
     if not credentials.usable:
         terminal = credentials.problem is not None and credentials.problem.terminal
         return "unauthenticated" if terminal else "unavailable"

@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Final, Literal, TextIO
 
 from grok_oauth_proxy.events import (
     ChainAdopted,
+    DrainStarted,
     Event,
     KeyUsedInstead,
     LoginChanged,
@@ -24,6 +25,7 @@ from grok_oauth_proxy.events import (
     UpstreamFailed,
     UpstreamRejected,
 )
+from grok_oauth_proxy.observe.json_lines import JsonFormatter, request_line
 
 logger = logging.getLogger("grok_oauth_proxy")
 
@@ -38,11 +40,19 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self.write_as("text")
         self._gathered: list[tuple[float, RequestFinished]] = []
         self._gathering = threading.Lock()
         self._second = -1
         self._stamp = ""
+
+    def write_as(self, form: Literal["text", "json"]) -> None:
+        """From now on: lines for people, or an object a line for programs."""
+        if form == "json":
+            self.setFormatter(JsonFormatter())
+        else:
+            self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self._request_line = request_line if form == "json" else self._line
 
     def write_soon(self, event: RequestFinished) -> None:
         """A line at level INFO; it costs a fraction of a `LogRecord`."""
@@ -59,13 +69,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if (second := int(at)) != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-        method, path, status, duration, _, count_in, count_out, request_id, ending = event
+        method, path, status, duration, _, count_in, count_out, request_id, ending, _ = event
         if not _is_plain(path + request_id):
             path, request_id = _shown(path), _shown(request_id)
         return (
             f"{self._stamp},{int((at - second) * 1000):03d} INFO    {method} {path} {status} "
             f"{duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
-            f"{'' if ending == 'complete' else ' ' + ending}\n"
+            f"{'' if ending == 'complete' else ' ' + ending}"
         )
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -77,20 +87,21 @@ class LineHandler(logging.StreamHandler[TextIO]):
             gathered, self._gathered = self._gathered, []
         with suppress(OSError, ValueError):  # nobody reads any more; nowhere is left to say so
             if gathered:
-                self.stream.write("".join([self._line(at, event) for at, event in gathered]))
+                self.stream.write("".join([self._request_line(at, event) + "\n" for at, event in gathered]))
             super().flush()
 
 
 _lines = LineHandler()
 
 
-def configure_logging(level: str) -> None:
-    """Log to standard error from `level` upward; libraries only when something is wrong.
+def configure_logging(level: str, form: Literal["text", "json"] = "text") -> None:
+    """Log to standard error from `level` upward, in this `form`; libraries only when something is wrong.
 
     httpx, httpcore and h11 write headers at debug level, the bearer among them, so they never get there.
     What uvicorn reports as errors (an answer cut short on purpose) is told by our own events.
     """
     _lines.setStream(sys.stderr)
+    _lines.write_as(form)
     root = logging.getLogger()
     root.handlers[:] = [_lines]
     root.setLevel(logging.WARNING)
@@ -123,6 +134,10 @@ def _log_news(event: Event) -> None:
                 logger.warning("%s [own_login_dead]", message)
             else:
                 logger.info(_IN_USE[source])
+        case DrainStarted(open=0):
+            logger.info("Ending.")
+        case DrainStarted(open=count, timeout=timeout):
+            logger.info("Ending: open answers (%d) get %.0f s. Told again, they are cut.", count, timeout)
         case StoreTrouble(code=code, message=message):
             logger.warning("%s [%s]", message, code)
         case _:

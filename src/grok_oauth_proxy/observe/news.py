@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.events import (
+    DrainStarted,
     Event,
     KeyUsedInstead,
     RateLimitsTold,
@@ -29,6 +30,8 @@ class News:
         self._standing: UpstreamRejected | None = None
         self._limits: RateLimitsTold | None = None
         self._key_requests = 0
+        self.draining = False
+        """The proxy ends, and takes no new connection."""
 
     def __call__(self, event: Event, /) -> None:
         if isinstance(event, RequestFinished):
@@ -43,6 +46,8 @@ class News:
             self._limits = event
         elif isinstance(event, KeyUsedInstead):
             self._key_requests += 1
+        elif isinstance(event, DrainStarted):
+            self.draining = True
 
     @property
     def degraded(self) -> bool:

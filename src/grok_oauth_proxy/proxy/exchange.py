@@ -50,6 +50,8 @@ class Exchange:
     _ttfb: float | None = None
     _status = 499  # until a head is sent: the client closed the request (nginx's number for it)
     _bytes_out = 0
+    upstream_took: float | None = None
+    """Seconds from sending the request, for the last time, to the head of the API's answer."""
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, clock: Clock, *, replay_limit: int
@@ -166,6 +168,7 @@ class Exchange:
             tunnel.count_out if tunnel else self._bytes_out,
             self.request_id,
             self.ending,
+            self.upstream_took,
         )
 
     def _head_goes_out(self, status: int) -> None:

@@ -132,7 +132,9 @@ class Proxy:
 
     async def _send(self, exchange: Exchange, target: bytes, token: Token) -> Peeked | UpstreamFailure:
         try:
-            answer = await self._upstream.send(self._request(exchange, target, token))
+            request, asked = self._request(exchange, target, token), self._clock.monotonic()
+            answer = await self._upstream.send(request)
+            exchange.upstream_took = self._clock.monotonic() - asked
             if (told := limits_told(answer.headers, at=self._clock.wall())) is not None:
                 self._observer(told)
             if answer.status < 400:

@@ -52,6 +52,8 @@ def _health(running: Running) -> Finding:
 def _port(settings: Settings) -> Finding:
     """The port is free, or whose it is."""
     host, port = settings.proxy_host, settings.proxy_port
+    if not settings.proxy_tcp:
+        return ok("port", "A start takes none (PROXY_TCP=false).")
     if port == 0:
         return ok("port", "A start takes any free port.")
     problem = _bind(host, port)

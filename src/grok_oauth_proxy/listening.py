@@ -1,0 +1,163 @@
+"""Where the proxy listens: a port, a Unix socket, or what a service manager has opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from grok_oauth_proxy.errors import ConfigurationError, StartRefused
+from grok_oauth_proxy.settings import Settings
+
+UNIX: Final = "unix:"
+"""What the address of a Unix socket begins with."""
+FURTHER_PORTS: Final = 20
+_BACKLOG: Final = 2048
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket; `address` is http://HOST:PORT or unix:PATH."""
+
+    socket: socket.socket
+    address: str
+
+
+@contextmanager
+def listeners(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[list[Listener]]:
+    """What to serve: the sockets that were `opened` for this process, else those the settings name.
+
+    Raises `ConfigurationError` or `StartRefused`.
+    """
+    with ExitStack() as stack:
+        if opened:
+            yield [Listener(stack.enter_context(sock), _address(sock)) for sock in opened]
+            return
+        if not (settings.proxy_tcp or settings.proxy_uds):
+            raise ConfigurationError("PROXY_TCP is false and PROXY_UDS is not set: set one of them.")
+        found: list[Listener] = []
+        if settings.proxy_tcp:
+            sock = stack.enter_context(listen(settings.proxy_host, settings.proxy_port))
+            found.append(Listener(sock, _address(sock)))
+        if settings.proxy_uds:
+            sock = stack.enter_context(unix_socket(settings.proxy_uds))
+            found.append(Listener(sock, f"{UNIX}{settings.proxy_uds}"))
+        yield found
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on `port` or one of the next 20 that is free (0: any).
+
+    Raises `ConfigurationError` when the host means nothing, `StartRefused` when it cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):  # the second from a label that IDNA can't encode
+        raise ConfigurationError(f"PROXY_HOST {host!r} is not an address of this machine.") from None
+    last = min(port + FURTHER_PORTS, 65535) if port else 0
+    for candidate in range(port, last + 1):
+        if (sock := _try_to_listen(family, (address[0], candidate))) is not None:
+            return sock
+    raise StartRefused(
+        f"Ports {port} to {last} on {host} are all in use. End what uses them, or set PROXY_PORT.",
+        code="no_free_port",
+    )
+
+
+def _try_to_listen(family: int, address: tuple[Any, int]) -> socket.socket | None:
+    # With the protocol named, asyncio turns Nagle's algorithm off; without it each answer may wait 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise StartRefused(
+            f"Cannot listen on {address[0]} port {address[1]}: {error.strerror}. "
+            "Choose another PROXY_HOST or PROXY_PORT.",
+            code="cannot_listen",
+        ) from None
+    return sock
+
+
+@contextmanager
+def unix_socket(path: Path) -> Iterator[socket.socket]:
+    """A listening socket in the file system that only this user can open; its file goes with it.
+
+    One that nobody listens on any more is replaced. Raises `StartRefused`.
+    """
+    _check_place(path)
+    # It gets its name when it listens, so that whoever finds it can connect.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            unfinished.unlink(missing_ok=True)
+            sock.bind(str(unfinished))
+            unfinished.chmod(0o600)
+            sock.listen(_BACKLOG)
+            ours = unfinished.stat().st_ino
+            unfinished.rename(path)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            reason = error.strerror or str(error)  # the second when the path is longer than the system takes
+            raise _refused(path, f"{reason}. Choose another path.") from None
+        try:
+            yield sock
+        finally:
+            with suppress(OSError):
+                if path.lstat().st_ino == ours:
+                    path.unlink()
+
+
+def _check_place(path: Path) -> None:
+    """Whether the socket may be made there: see `unix_socket`."""
+    try:
+        folder = path.parent.stat()
+        found = path.lstat() if path.is_symlink() or path.exists() else None
+    except OSError as error:
+        raise _refused(path, f"{error.strerror}: {path.parent}. Make the folder, with mode 0700.") from None
+    if folder.st_mode & _WRITABLE_BY_OTHERS or folder.st_uid not in (os.getuid(), 0):
+        raise _refused(
+            path, f"others can write to {path.parent}, and could replace it. Use a folder of your own."
+        )
+    if found is None:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise _refused(path, "something else than a socket is there. Choose another path.")
+    if _answers(path):
+        raise _refused(path, "another program listens there. End it, or choose another path.")
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True  # its queue is full, or it is not ours to ask
+    return True
+
+
+def _refused(path: Path, why: str) -> StartRefused:
+    return StartRefused(f"Cannot listen on PROXY_UDS {path}: {why}", code="cannot_listen")
+
+
+def _address(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"{UNIX}{name}"
+    host, port = name[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,45 @@
+"""The log as JSON, one object a line, for programs that read it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from grok_oauth_proxy.events import RequestFinished
+
+
+def request_line(at: float, event: RequestFinished) -> str:
+    """A finished request; times in whole milliseconds, null where there was none."""
+    return _line(
+        at,
+        "info",
+        "request",
+        method=event.method,
+        path=event.path,
+        status=event.status,
+        duration_ms=_milliseconds(event.duration),
+        ttfb_ms=_milliseconds(event.ttfb),
+        upstream_ms=_milliseconds(event.upstream),
+        bytes_in=event.bytes_in,
+        bytes_out=event.bytes_out,
+        request_id=event.request_id,
+        ending=event.ending,
+    )
+
+
+class JsonFormatter(logging.Formatter):
+    """All other lines: time, level and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _line(record.created, record.levelname.lower(), record.getMessage())
+
+
+def _line(at: float, level: str, message: str, **fields: Any) -> str:
+    time = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"time": time, "level": level, "message": message, **fields})
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)

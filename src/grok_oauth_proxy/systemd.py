@@ -1,0 +1,60 @@
+"""What systemd, or whoever speaks its protocols, hands to a service and is told by it.
+
+Sockets it has opened (sd_listen_fds(3)), readiness and signs of life (sd_notify(3)). Without it nothing
+happens. These variables are how the two processes talk, and no settings of a person's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import Final
+
+_FIRST_DESCRIPTOR: Final = 3
+_MICROSECONDS: Final = 1e6
+_TOLD_WITHIN: Final = 1.0
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """The listening sockets that were opened for this process, if any; asked once, they are gone."""
+    meant_for, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if meant_for != str(os.getpid()) or not count.isdigit():
+        return []
+    descriptors = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+
+
+class Manager:
+    """The service manager that waits for news of this process, or nobody."""
+
+    def __init__(self) -> None:
+        # Taken out: no process that this one starts speaks for the service.
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        meant_for = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
+        limit = os.environ.pop("WATCHDOG_USEC", "")
+        mine = limit.isdigit() and meant_for == str(os.getpid())
+        self._pause = int(limit) / _MICROSECONDS / 2 if mine else 0.0
+
+    def __repr__(self) -> str:
+        return f"Manager({self._address!r})"
+
+    def tell(self, *news: str) -> None:
+        """Assignments like READY=1. Whether they arrive is the manager's business."""
+        if not self._address:
+            return
+        # A name in the abstract namespace is written with an @ in the place of its leading NUL.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(_TOLD_WITHIN)
+            sock.sendto("\n".join(news).encode(), address)
+
+    async def reassure(self) -> None:
+        """Tell it, for as long as the event loop turns, that it does."""
+        while self._pause:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self._pause)
