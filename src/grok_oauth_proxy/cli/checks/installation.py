@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import platform
 import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from pathlib import Path
 from typing import Final
 
 from grok_oauth_proxy import __version__
@@ -49,8 +51,10 @@ def check_installation() -> list[Finding]:
 
 
 def _missing_files(package: Distribution) -> list[str]:
-    files = package.files or []
-    return [str(file) for file in files if file.suffix == ".py" and not file.locate().exists()]  # type: ignore[attr-defined]  # SimplePath lacks it
+    # `files` leaves out what is missing, from Python 3.12 on.
+    record = csv.reader((package.read_text("RECORD") or "").splitlines())
+    names = [row[0] for row in record if row and row[0].endswith(".py")]
+    return [name for name in names if not Path(str(package.locate_file(name))).exists()]
 
 
 def _needed(package: Distribution) -> list[str]:
