@@ -148,6 +148,23 @@ def test_open_socket_wants_a_key(home: Home) -> None:
     assert "PROXY_API_KEY" in ended.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_open_socket_asks_for_the_key(home: Home, own_sim: Sim, workers: int) -> None:
+    """On a socket that other machines reach health wants the key too, in every process that serves it."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        socket.create_server(("0.0.0.0", 0)) as listener,
+        proxy_running(
+            home,
+            own_sim,
+            by=handing_over(listener),
+            PROXY_WORKERS=workers,
+            PROXY_API_KEY="k" * 16,
+        ) as proxy,
+    ):
+        assert proxy.http.get("/health").status_code == 401
+
+
 def test_unix_socket_handed_over(home: Home, own_sim: Sim, tmp_path: Path) -> None:
     """A Unix socket may be handed over as well, beside a port."""
     home.write_store(provider_store(own_sim.login()))

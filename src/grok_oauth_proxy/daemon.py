@@ -34,22 +34,24 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     _occupy_standard_streams()
     configure_logging(settings.log_level, settings.log_format)
     manager, opened = Manager(), inherited_sockets()
-    settings = _as_opened(settings, opened)
+    served = [_inherited(descriptor) for descriptor in workers_sockets]
+    settings = _as_opened(settings, served or opened)
     refuse_unsafe_start(settings)
-    if settings.proxy_workers > 1 and not workers_sockets:
+    if settings.proxy_workers > 1 and not served:
         return asyncio.run(_supervise(settings, opened, manager))
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_work(settings, workers_sockets) if workers_sockets else _serve(settings, opened, manager))
+        runner.run(_work(settings, served) if served else _serve(settings, opened, manager))
     return 0
 
 
 def _as_opened(settings: Settings, opened: Sequence[socket.socket]) -> Settings:
     """The settings with the host of the sockets: one open to others wants a key, whoever opened it."""
     hosts = [sock.getsockname()[0] for sock in opened if sock.family != socket.AF_UNIX]
-    if not hosts:
+    exposed = [host for host in hosts if not is_loopback(host)]
+    if not exposed or not is_loopback(settings.proxy_host):
         return settings
-    return settings.model_copy(update={"proxy_host": min(hosts, key=is_loopback)})
+    return settings.model_copy(update={"proxy_host": exposed[0]})
 
 
 def _occupy_standard_streams() -> None:
@@ -100,9 +102,10 @@ async def _reassured(manager: Manager) -> AsyncIterator[None]:
         alive.cancel()
 
 
-async def _work(settings: Settings, descriptors: Sequence[int]) -> None:
+async def _work(settings: Settings, sockets: list[socket.socket]) -> None:
     with ExitStack() as stack:
-        sockets = [stack.enter_context(_inherited(descriptor)) for descriptor in descriptors]
+        for sock in sockets:
+            stack.enter_context(sock)
         async with running_app(settings) as (app, observer):
             server = Server(
                 app,
