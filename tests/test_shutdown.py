@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,14 +35,6 @@ def test_refresh_in_flight_ends(home: Home, own_sim: Sim, second: signal.Signals
         assert "Traceback" not in proxy.err.text()
     assert home.refresh_tokens() != before
     assert own_sim.refresh(home.refresh_tokens().pop()).status_code == 200
-
-
-def test_closed_terminal(home: Home, own_sim: Sim) -> None:
-    """SIGHUP, what a closed terminal sends, ends the daemon as cleanly as SIGTERM."""
-    home.write_store(provider_store(own_sim.login()))
-    with proxy_running(home, own_sim) as proxy:
-        proxy.process.send_signal(signal.SIGHUP)
-        assert proxy.process.wait(PATIENCE) == 0
 
 
 def test_streams_are_finished(home: Home, own_sim: Sim) -> None:
@@ -121,3 +115,50 @@ def test_drain_ends(home: Home, own_sim: Sim, again: bool) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
         assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_drain_under_load(home: Home, own_sim: Sim) -> None:
+    """No request is cut when the proxy is told to end: it is answered whole, or its connection refused."""
+    home.write_store(provider_store(own_sim.login()))
+    own_sim.patch(chunk_delay=0.01)
+    whole: Counter[str] = Counter()
+    cut: list[str] = []
+    told = threading.Event()
+
+    def ask(kind: str, keep: bool) -> None:
+        headers = {} if keep else {"connection": "close"}
+        with client(proxy.url, timeout=PATIENCE) as http:
+            while True:
+                late = "after" if told.is_set() else "before"
+                try:
+                    if kind == "stream":
+                        text = http.post("/v1/chat/completions", json=QUESTION, headers=headers).text
+                        assert text.rstrip().endswith("data: [DONE]")
+                    else:
+                        assert http.get("/v1/models", headers=headers).status_code == 200
+                except httpx.ConnectError:
+                    return
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
+                    cut.append(f"{kind}, keep={keep}: {error!r}")
+                    return
+                whole[f"{kind} {late}"] += 1
+
+    with proxy_running(home, own_sim, PROXY_DRAIN_TIMEOUT=PATIENCE) as proxy:
+        clients = [
+            threading.Thread(target=ask, args=(kind, keep))
+            for kind in ("stream", "short")
+            for keep in (True, False)
+            for _ in range(6)
+        ]
+        for thread in clients:
+            thread.start()
+        while whole["stream before"] < 30:
+            assert proxy.process.poll() is None
+            time.sleep(0.01)
+        told.set()
+        assert proxy.stop() == 0
+        for thread in clients:
+            thread.join(PATIENCE)
+    print(f"Answered whole: {dict(whole)}. Cut: {len(cut)}.")  # noqa: T201 - shown by pytest -s
+    assert not cut
+    assert whole["stream before"] >= 30

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
-from grok_oauth_proxy.asgi import Application
+from grok_oauth_proxy.asgi import Application, Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.control_plane import authorization_server, control_plane
 from grok_oauth_proxy.credentials.api_key import ApiKey
@@ -21,7 +21,7 @@ from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.egress import egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
-from grok_oauth_proxy.events import Event, Observer, RequestStarted, StoreTrouble
+from grok_oauth_proxy.events import Event, Observer, RequestStarted, SettingsReloaded, StoreTrouble
 from grok_oauth_proxy.observe.log import log_event
 from grok_oauth_proxy.observe.metrics import Metrics
 from grok_oauth_proxy.observe.news import News
@@ -32,7 +32,7 @@ from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
 from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.upstream import Upstream
-from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, Settings
+from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, RELOADED, Settings
 from grok_oauth_proxy.tasks.background import background
 from grok_oauth_proxy.tasks.prewarm import keep_connections_warm, keep_token_fresh
 from grok_oauth_proxy.tasks.watcher import StoreWatcher
@@ -55,6 +55,11 @@ def refuse_unsafe_start(settings: Settings) -> None:
             "hermes-agent`; or set HERMES_CLI_REQUIRED=false where only its auth.json is mounted.",
             code="no_hermes_cli",
         )
+    refuse_open_door(settings)
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Raise `StartRefused` when other machines could come in without a key."""
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else ""
     if not is_loopback(settings.proxy_host) and len(key) < MIN_API_KEY_LENGTH:
         raise StartRefused(
@@ -76,9 +81,47 @@ def prepare_state(settings: Settings, observer: Observer) -> None:
             observer(StoreTrouble("state_corrupt", kept))
 
 
+class Service:
+    """The application, and what may change about it while it runs. ASGI."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        make: Callable[[Settings], Application],
+        watchers: Sequence[StoreWatcher],
+        observer: Observer,
+    ) -> None:
+        self.settings = settings
+        self.observer = observer
+        self._make = make
+        self._app = make(settings)
+        self._watchers = watchers
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._app(scope, receive, send)
+
+    def heed(self, wanted: Settings) -> SettingsReloaded:
+        """Go by `wanted` from the next request on, as far as that may change.
+
+        Raises `StartRefused` for what no start would be allowed with; then all is as before.
+        """
+        changed = {
+            name for name in Settings.model_fields if getattr(wanted, name) != getattr(self.settings, name)
+        }
+        new = self.settings.model_copy(update={name: getattr(wanted, name) for name in RELOADED})
+        refuse_open_door(new)
+        self._app, self.settings = self._make(new), new
+        return SettingsReloaded(tuple(sorted(changed & RELOADED)), tuple(sorted(changed - RELOADED)))
+
+    async def look_at_stores(self) -> None:
+        """Use a login that has changed there."""
+        for watcher in self._watchers:
+            await watcher.look()
+
+
 @asynccontextmanager
-async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Observer]]:
-    """The application, its credentials loaded and its background tasks running, and who hears what happens.
+async def running_app(settings: Settings) -> AsyncIterator[Service]:
+    """The application, its credentials loaded and its background tasks running.
 
     Raises `StoreProblem` or `StartRefused` when there is no grant to serve with.
     """
@@ -94,7 +137,23 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
     ):
         login, watchers = _login(settings, authorization_server(settings, http, clock), observer, clock)
         await login.start()
-        app = _application(settings, login, upstream, metrics, news, observer, clock)
+        wanted = settings.api_key_fallback == "entitlement" and settings.credential_source != "api-key"
+        key = settings.xai_api_key if wanted else None
+        recovery = Recovery(
+            login, KeyFallback(key, observer), observer, clock, replay_limit=settings.replay_body_limit
+        )
+        pages = create_pages(
+            status=login.status,
+            news=news,
+            ping=partial(ping_models, login, upstream, clock),
+            metrics=metrics.render,
+            api_base=settings.xai_base_url,
+            key_set=key is not None,
+        )
+        make = partial(
+            _application, recovery=recovery, upstream=upstream, pages=pages, observer=observer, clock=clock
+        )
+        service = Service(settings, make, watchers, observer)
         async with (
             aclosing(login),
             background(
@@ -103,7 +162,7 @@ async def running_app(settings: Settings) -> AsyncIterator[tuple[Application, Ob
                 **{f"watcher-{number}": watcher.run for number, watcher in enumerate(watchers)},
             ),
         ):
-            yield app, observer
+            yield service
             metrics.settle()
 
 
@@ -135,31 +194,21 @@ def _login(
 
 def _application(
     settings: Settings,
-    login: Logins | ApiKey,
+    *,
+    recovery: Recovery,
     upstream: Upstream,
-    metrics: Metrics,
-    news: News,
+    pages: Application,
     observer: Observer,
     clock: Clock,
 ) -> Application:
-    wanted = settings.api_key_fallback == "entitlement" and settings.credential_source != "api-key"
-    key = settings.xai_api_key if wanted else None
-    fallback = KeyFallback(key, observer)
+    """What is made of settings that may change, around what lasts."""
     api = Proxy(
-        Recovery(login, fallback, observer, clock, replay_limit=settings.replay_body_limit),
+        recovery,
         upstream,
         policy=retry.Policy(settings.upstream_retry_attempts, settings.upstream_retry_delay),
         replay_limit=settings.replay_body_limit,
         observer=observer,
         clock=clock,
-    )
-    pages = create_pages(
-        status=login.status,
-        news=news,
-        ping=partial(ping_models, login, upstream, clock),
-        metrics=metrics.render,
-        api_base=settings.xai_base_url,
-        key_set=key is not None,
     )
     door = FrontDoor(
         api_key=settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None,

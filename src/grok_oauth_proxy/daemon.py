@@ -6,7 +6,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,19 @@ from pathlib import Path
 import click
 import uvicorn
 
-from grok_oauth_proxy.app import prepare_state, refuse_unsafe_start, running_app
-from grok_oauth_proxy.errors import ConfigurationError, StartRefused
+from grok_oauth_proxy.app import Service, prepare_state, refuse_unsafe_start, running_app
+from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
+from grok_oauth_proxy.events import SettingsRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
 from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.server import Server
-from grok_oauth_proxy.settings import Settings
+from grok_oauth_proxy.settings import Settings, load_settings
 from grok_oauth_proxy.systemd import Manager, inherited_sockets
 from grok_oauth_proxy.workers import READY, Workers, metrics_folder
+
+AsOpened = Callable[[Settings], Settings]
+"""Gives settings the host of the sockets that were handed over."""
 
 
 def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
@@ -31,27 +36,41 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     `workers_sockets`: the descriptors of the sockets to serve as one of several processes.
     """
     os.umask(0o077)
+    at_terminal = _is_at_terminal()
     _occupy_standard_streams()
     configure_logging(settings.log_level, settings.log_format)
     manager, opened = Manager(), inherited_sockets()
     served = [_inherited(descriptor) for descriptor in workers_sockets]
-    settings = _as_opened(settings, served or opened)
+    as_opened = _for_sockets(served or opened)
+    settings = as_opened(settings)
     refuse_unsafe_start(settings)
     if settings.proxy_workers > 1 and not served:
-        return asyncio.run(_supervise(settings, opened, manager))
+        return asyncio.run(_supervise(settings, opened, manager, at_terminal=at_terminal))
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_work(settings, served) if served else _serve(settings, opened, manager))
+        if served:
+            runner.run(_work(settings, served, as_opened))
+        else:
+            runner.run(_serve(settings, opened, manager, as_opened, at_terminal=at_terminal))
     return 0
 
 
-def _as_opened(settings: Settings, opened: Sequence[socket.socket]) -> Settings:
-    """The settings with the host of the sockets: one open to others wants a key, whoever opened it."""
+def _for_sockets(opened: Sequence[socket.socket]) -> AsOpened:
+    """What gives settings the host of the sockets: one open to others wants a key, whoever opened it."""
     hosts = [sock.getsockname()[0] for sock in opened if sock.family != socket.AF_UNIX]
     exposed = [host for host in hosts if not is_loopback(host)]
-    if not exposed or not is_loopback(settings.proxy_host):
-        return settings
-    return settings.model_copy(update={"proxy_host": exposed[0]})
+
+    def as_opened(settings: Settings) -> Settings:
+        if not exposed or not is_loopback(settings.proxy_host):
+            return settings
+        return settings.model_copy(update={"proxy_host": exposed[0]})
+
+    return as_opened
+
+
+def _is_at_terminal() -> bool:
+    """Whether a terminal started it, which sends SIGHUP when it is closed."""
+    return any(os.isatty(number) for number in range(3))
 
 
 def _occupy_standard_streams() -> None:
@@ -63,33 +82,84 @@ def _occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-async def _serve(settings: Settings, opened: Sequence[socket.socket], manager: Manager) -> None:
-    async with running_app(settings) as (app, observer), _reassured(manager):
+async def _serve(
+    settings: Settings,
+    opened: Sequence[socket.socket],
+    manager: Manager,
+    as_opened: AsOpened,
+    *,
+    at_terminal: bool,
+) -> None:
+    async with (
+        running_app(settings) as service,
+        _reassured(manager),
+        _answered(partial(_reload, service, as_opened, manager)) as reload,
+    ):
         with _listening(settings, opened) as found:
             server = Server(
-                app,
-                observer,
-                drain=settings.proxy_drain_timeout,
+                service,
+                service.observer,
+                drain=lambda: service.settings.proxy_drain_timeout,
                 on_ready=partial(_greet, settings, found, manager),
                 on_end=partial(manager.tell, "STOPPING=1"),
+                on_hangup=None if at_terminal else reload,
             )
             await server.serve(sockets=[listener.socket for listener in found])
 
 
-async def _supervise(settings: Settings, opened: Sequence[socket.socket], manager: Manager) -> int:
+async def _reload(service: Service, as_opened: AsOpened, manager: Manager) -> None:
+    """Read the settings again, and the stores. Bad settings are told, and change nothing."""
+    manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        wanted = as_opened(load_settings())
+        heeded = service.heed(wanted)
+        configure_logging(wanted.log_level, wanted.log_format)
+        service.observer(heeded)
+    except ProxyError as error:
+        service.observer(SettingsRefused(error.message))
+    await service.look_at_stores()
+    manager.tell("READY=1")
+
+
+async def _supervise(
+    settings: Settings, opened: Sequence[socket.socket], manager: Manager, *, at_terminal: bool
+) -> int:
     prepare_state(settings, log_event)
     with _listening(settings, opened) as found, metrics_folder() as folder:
-        greet = partial(_greet, settings, found, manager)
-        sockets = [listener.socket for listener in found]
         async with _reassured(manager):
             workers = Workers(
                 settings.proxy_workers,
-                sockets,
+                [listener.socket for listener in found],
                 folder,
-                on_ready=greet,
+                on_ready=partial(_greet, settings, found, manager),
                 on_end=partial(manager.tell, "STOPPING=1"),
+                on_hangup=None if at_terminal else _log_as_set,
             )
             return await workers.run()
+
+
+def _log_as_set() -> None:
+    with suppress(ProxyError):  # the workers tell
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+
+
+@asynccontextmanager
+async def _answered(answer: Callable[[], Awaitable[object]]) -> AsyncIterator[Callable[[], None]]:
+    """What is to be called on a signal that `answer` answers; it is answered once at a time."""
+    asked = asyncio.Event()
+
+    async def wait() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await answer()
+
+    waiting = asyncio.create_task(wait(), name="reload")
+    try:
+        yield asked.set
+    finally:
+        waiting.cancel()
 
 
 @asynccontextmanager
@@ -102,17 +172,21 @@ async def _reassured(manager: Manager) -> AsyncIterator[None]:
         alive.cancel()
 
 
-async def _work(settings: Settings, sockets: list[socket.socket]) -> None:
+async def _work(settings: Settings, sockets: list[socket.socket], as_opened: AsOpened) -> None:
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
-        async with running_app(settings) as (app, observer):
+        async with (
+            running_app(settings) as service,
+            _answered(partial(_reload, service, as_opened, Manager())) as reload,
+        ):
             server = Server(
-                app,
-                observer,
-                drain=settings.proxy_drain_timeout,
+                service,
+                service.observer,
+                drain=lambda: service.settings.proxy_drain_timeout,
                 on_ready=_tell_ready,
                 on_end=lambda: None,
+                on_hangup=reload,
             )
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 

@@ -75,6 +75,21 @@ class DrainStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsReloaded:
+    """The settings were read again: the names of those that `changed`, and that `wait` for a restart."""
+
+    changed: tuple[str, ...]
+    wait: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsRefused:
+    """The settings were read again and are bad, so that all stays as it was; `message` says what to do."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreTrouble:
     """A credential file could not be read or written; `message` says what to do."""
 
@@ -133,6 +148,8 @@ Event = (
     | ChainAdopted
     | LoginChanged
     | StoreTrouble
+    | SettingsReloaded
+    | SettingsRefused
     | DrainStarted
     | StaleTokenRetry
     | UpstreamFailed

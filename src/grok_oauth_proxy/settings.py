@@ -1,4 +1,7 @@
-"""The only reader of the environment: every setting, its unit, its default and its limits."""
+"""The only reader of the environment: every setting, its unit, its default and its limits.
+
+What the environment does not say, the settings file may (`settings_file`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
+from grok_oauth_proxy.settings_file import BadSettingsFile, read_settings_file, settings_file
 
 MIN_API_KEY_LENGTH = 16
 
@@ -23,6 +27,10 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 _OF_OTHERS = frozenset({"PROXY_USER"})
 """What other programs read, though it looks like one of ours."""
+_OF_LIBRARIES = re.compile(r"(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy|SSL_CERT_(FILE|DIR)|OTEL_[A-Z_]+")
+"""What the settings file may hold too, though it is no setting."""
+_from_file: set[str] = set()
+"""What stands in the environment of this process because the settings file says so."""
 
 
 class Settings(BaseSettings):
@@ -148,22 +156,86 @@ class Settings(BaseSettings):
         return (own,)
 
 
+RELOADED = frozenset(
+    {
+        "proxy_drain_timeout",
+        "proxy_api_key",
+        "proxy_allowed_hosts",
+        "proxy_allowed_origins",
+        "upstream_retry_attempts",
+        "upstream_retry_delay",
+        "log_level",
+        "log_format",
+    }
+)
+"""What may change while the proxy runs. All else counts after a restart."""
+
+
 def load_settings() -> Settings:
-    """Read and check the environment; raise `ConfigurationError` that names the first bad variable."""
-    _refuse_misspellings(os.environ)
+    """Read and check the environment and the settings file, again if need be; the environment wins.
+
+    Raises `ConfigurationError` that names the first bad variable. What the file says stands in the
+    environment afterwards, for those that read their own variables there: the egress proxy, TLS, tracing.
+    """
     try:
-        settings = Settings()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        name = str(first["loc"][0]).upper() if first["loc"] else "settings"
-        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-        raise ConfigurationError(f"{name} has a bad value: {reason}. Correct or unset it.") from None
+        settings = _checked(_added_by_file())
     except RuntimeError:
         # Path.home() finds neither HOME nor a password entry.
         raise ConfigurationError("No home directory is known. Set HOME.") from None
     _require_a_file_of_its_own(settings)
     _require_key(settings)
     return settings
+
+
+def environment_as_given() -> dict[str, str]:
+    """The environment without what the settings file has added, for processes that read the file too."""
+    return {name: value for name, value in os.environ.items() if name not in _from_file}
+
+
+def _added_by_file() -> dict[str, str]:
+    """What the settings file says and the environment does not."""
+    path = settings_file()
+    try:
+        said = read_settings_file(path)
+    except BadSettingsFile as error:
+        raise ConfigurationError(str(error)) from None
+    known = {name.upper() for name in Settings.model_fields}
+    _refuse_misspellings(said)
+    for name in said:
+        if name not in known and not _OF_LIBRARIES.fullmatch(name):
+            raise ConfigurationError(f"{name} in {path} is not a setting. Correct or remove it.")
+    given = environment_as_given()
+    return {name: value for name, value in said.items() if not given.get(name)}
+
+
+def _checked(added: dict[str, str]) -> Settings:
+    """The settings of the environment and what is `added`, which stays there unless they are bad."""
+    before = {name: os.environ[name] for name in _from_file}
+    _replace_added(added)
+    try:
+        return _read()
+    except ConfigurationError:
+        _replace_added(before)
+        raise
+
+
+def _replace_added(added: dict[str, str]) -> None:
+    for name in _from_file:
+        os.environ.pop(name, None)
+    os.environ.update(added)
+    _from_file.clear()
+    _from_file.update(added)
+
+
+def _read() -> Settings:
+    _refuse_misspellings(os.environ)
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else "settings"
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+        raise ConfigurationError(f"{name} has a bad value: {reason}. Correct or unset it.") from None
 
 
 def _require_a_file_of_its_own(settings: Settings) -> None:

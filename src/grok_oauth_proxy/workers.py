@@ -24,6 +24,7 @@ from typing import Final
 from prometheus_client.multiprocess import mark_process_dead
 
 from grok_oauth_proxy.observe.log import logger
+from grok_oauth_proxy.settings import environment_as_given
 
 READY: Final = b"ready\n"
 """What a worker writes to its standard output when it serves."""
@@ -68,12 +69,14 @@ class Workers:
         *,
         on_ready: Callable[[], object],
         on_end: Callable[[], object],
+        on_hangup: Callable[[], object] | None,
     ) -> None:
         self._count = count
         self._sockets = sockets
         self._folder = folder
         self._on_ready = on_ready
         self._on_end = on_end
+        self._on_hangup = on_hangup
         self._running: set[Process] = set()
         self._serving: set[Process] = set()
         self._told = False
@@ -85,10 +88,12 @@ class Workers:
         return f"Workers({sorted(process.pid for process in self._running)})"
 
     async def run(self) -> int:
-        """Serve until SIGTERM, SIGINT or SIGHUP, or until the last start has failed; the exit code."""
+        """Serve until SIGTERM or SIGINT, or until the last start has failed; the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._end, number)
+        if self._on_hangup is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         async with asyncio.TaskGroup() as places:
             # The first alone: what keeps it from starting is then told once.
             places.create_task(self._keep())
@@ -110,6 +115,13 @@ class Workers:
         for process in self._running:
             with suppress(ProcessLookupError):
                 process.send_signal(passed_on)
+
+    def _hang_up(self) -> None:
+        assert self._on_hangup is not None  # noqa: S101 - for the type checker
+        self._on_hangup()
+        for process in self._serving:  # one that still starts reads the settings anyhow
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGHUP)
 
     async def _keep(self) -> None:
         """Keep a worker in one place until the end."""
@@ -140,7 +152,7 @@ class Workers:
             stdin=PIPE,  # it ends when this closes
             stdout=PIPE,
             pass_fds=descriptors,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
+            env={**environment_as_given(), "PROMETHEUS_MULTIPROC_DIR": self._folder},
             start_new_session=True,  # Ctrl-C in a terminal would reach it as a second signal
         )
         self._running.add(process)

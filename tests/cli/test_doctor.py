@@ -167,16 +167,13 @@ def test_open_files(home: Home, shared_sim: Sim) -> None:
     """Each file with a secret that others can read is named with the command that closes it."""
     home.write_store(provider_store(shared_sim.login()))
     own_login(home, shared_sim.login())
-    settings = home.path / ".config" / "grok-oauth-proxy.env"
-    settings.parent.mkdir()
-    settings.touch()
     aside = home.state.with_name("auth_state.json.corrupt-1")
     home.state.touch()
     aside.touch()
     env = environment(home, shared_sim)
     login = home.state.with_name("login.json")
-    for path, mode in ((home.auth, 0o640), (login, 0o604), (settings, 0o620), (aside, 0o602)):
-        for known in (home.auth, home.state, login, settings, aside):
+    for path, mode in ((home.auth, 0o640), (login, 0o604), (aside, 0o602)):
+        for known in (home.auth, home.state, login, aside):
             known.chmod(0o600)
         path.chmod(mode)
         assert f"chmod 600 {path}" in wrong(env, "privacy")

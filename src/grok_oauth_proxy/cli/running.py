@@ -117,8 +117,8 @@ def ask(address: str, settings: Settings) -> Running | Absent:
 
 
 _SET_KEY: Final = (
-    "Set PROXY_API_KEY here to the value the proxy was started with (a service may have it from "
-    "~/.config/grok-oauth-proxy.env)."
+    "Set PROXY_API_KEY here to the value the proxy was started with, or in ~/.config/grok-oauth-proxy.env "
+    "for both."
 )
 
 

@@ -101,10 +101,8 @@ class Connection(FlowControl):
         del self._parser
 
     def shutdown(self) -> None:
-        """The server ends: no answer from now on leads to another request."""
+        """The server ends: an answer that begins from now on tells that it is the connection's last."""
         self.draining = True
-        if self._exchange is not None:
-            self._exchange.keep_alive = False
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -1,6 +1,7 @@
 """Where this machine keeps logins: the same variables, defaults and rules as in settings.py.
 
-A second reader of the environment, because settings.py needs libraries that a server may not have.
+A second reader of the environment and the settings file, because settings.py needs libraries that a server
+may not have.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grok_oauth_proxy.moving.problems import Problem
+from grok_oauth_proxy.settings_file import BadSettingsFile, read_settings_file, settings_file
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
 _NO = frozenset({"0", "false", "f", "no", "n", "off"})
@@ -39,9 +41,9 @@ class Surroundings:
         return self.state.with_name("address")
 
 
-def look_around(environment: Mapping[str, str] = os.environ) -> Surroundings:
-    """Read the environment; raise `Problem` with exit code 2 for a bad value. An empty one counts as none."""
-    set_ = {name: value for name, value in environment.items() if value}
+def look_around() -> Surroundings:
+    """Read the settings; raise `Problem` with exit code 2 for a bad value. An empty one counts as none."""
+    set_ = _settings()
     hermes_home = _path(set_, "HERMES_HOME", "~/.hermes")
     stores: tuple[Path, ...] = (hermes_home / "auth.json",)
     if "HERMES_AUTH_PATH" in set_:
@@ -58,9 +60,20 @@ def look_around(environment: Mapping[str, str] = os.environ) -> Surroundings:
     )
 
 
-def proxy_key(environment: Mapping[str, str] = os.environ) -> str | None:
+def proxy_key() -> str | None:
     """The key of the running proxy, where it is known."""
-    return environment.get("PROXY_API_KEY") or None
+    return _settings().get("PROXY_API_KEY")
+
+
+def _settings() -> dict[str, str]:
+    """What the environment says, and the settings file where it does not."""
+    try:
+        said = read_settings_file(settings_file())
+    except BadSettingsFile as error:
+        raise Problem(str(error), exit_code=2) from None
+    except RuntimeError:
+        raise Problem("No home directory is known. Set HOME.", exit_code=2) from None
+    return {name: value for name, value in (*said.items(), *os.environ.items()) if value}
 
 
 def service_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -20,6 +20,8 @@ from grok_oauth_proxy.events import (
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
+    SettingsRefused,
+    SettingsReloaded,
     StaleTokenRetry,
     StoreTrouble,
     UpstreamFailed,
@@ -140,8 +142,19 @@ def _log_news(event: Event) -> None:
             logger.info("Ending: open answers (%d) get %.0f s. Told again, they are cut.", count, timeout)
         case StoreTrouble(code=code, message=message):
             logger.warning("%s [%s]", message, code)
+        case SettingsReloaded() | SettingsRefused():
+            _log_settings(event)
         case _:
             _log_upstream(event)
+
+
+def _log_settings(event: SettingsReloaded | SettingsRefused) -> None:
+    if isinstance(event, SettingsRefused):
+        logger.error("The settings stay as they were: %s", event.message)
+        return
+    logger.info("The settings were read again. Changed: %s.", ", ".join(event.changed).upper() or "none")
+    if event.wait:
+        logger.warning("Changed too, but only a restart heeds it: %s.", ", ".join(event.wait).upper())
 
 
 def _log_upstream(event: Event) -> None:

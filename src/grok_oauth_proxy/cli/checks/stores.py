@@ -88,7 +88,6 @@ def check_privacy(settings: Settings) -> list[Finding]:
 def _open_files(settings: Settings) -> Iterator[Finding]:
     state = settings.grok_proxy_auth_state
     secret = [*settings.hermes_stores, state, own_path(settings), *_set_aside(state)]
-    secret.append(Path.home() / ".config" / "grok-oauth-proxy.env")
     for path in secret:
         if _mode(path) & 0o077:
             yield wrong("privacy", f"Other users may read or write {path}.", f"chmod 600 {_quoted(path)}")
