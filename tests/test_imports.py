@@ -16,7 +16,7 @@ ROOT = Path(grok_oauth_proxy.__file__).parent
 PACKAGE = "grok_oauth_proxy"
 
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"", "settings", "events", "errors", "clock", "origins", "egress", "asgi", "bugs"}),
+    frozenset({"", "settings", "events", "errors", "clock", "origins", "egress", "asgi", "bugs", "secrecy"}),
     frozenset({"credentials", "moving"}),
     frozenset({"tasks", "proxy", "observe", "control_plane"}),
     frozenset({"web", "http1"}),

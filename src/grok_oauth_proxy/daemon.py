@@ -19,6 +19,7 @@ from grok_oauth_proxy.errors import ConfigurationError, StartRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
 from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
+from grok_oauth_proxy.secrecy import keep_memory_private
 from grok_oauth_proxy.server import Server
 from grok_oauth_proxy.settings import Settings
 from grok_oauth_proxy.systemd import Manager, inherited_sockets
@@ -31,6 +32,7 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     `workers_sockets`: the descriptors of the sockets to serve as one of several processes.
     """
     os.umask(0o077)
+    keep_memory_private()
     _occupy_standard_streams()
     configure_logging(settings.log_level, settings.log_format)
     manager, opened = Manager(), inherited_sockets()

@@ -43,7 +43,7 @@ _OVER: Final = (400, "This sign-in is over.")
 class Answer:
     """What a browser brought, and who waits to be told what it was worth."""
 
-    query: dict[str, str]
+    query: dict[str, str] = field(repr=False)
     told: asyncio.Future[tuple[int, str]]
 
     def tell(self, status: int, sentence: str) -> None:
