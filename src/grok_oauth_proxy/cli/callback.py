@@ -32,7 +32,7 @@ _WAITING: Final = 16
 """Answers that may wait to be looked at; the sign-in looks at them as they come."""
 _HEADERS: Final = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
