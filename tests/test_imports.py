@@ -17,7 +17,19 @@ PACKAGE = "grok_oauth_proxy"
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"", "settings", "settings_file", "events", "errors", "clock", "origins", "egress", "asgi", "bugs"}
+        {
+            "",
+            "settings",
+            "settings_file",
+            "events",
+            "errors",
+            "clock",
+            "origins",
+            "egress",
+            "asgi",
+            "bugs",
+            "secrecy",
+        }
     ),
     frozenset({"credentials", "moving"}),
     frozenset({"tasks", "proxy", "observe", "control_plane"}),

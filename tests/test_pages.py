@@ -158,3 +158,49 @@ def test_wrong_method(shared_proxy: Proxy) -> None:
     """A page that is asked in another way says which ways there are."""
     answer = shared_proxy.http.post("/health")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+
+
+OURS_ALONE = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/health", {}),
+        ("HEAD", "/health?deep=1", {}),
+        ("GET", "/metrics", {}),
+        ("GET", "/nothing", {}),
+        ("DELETE", "/health", {}),
+        ("GET", "/v1/../health", {}),
+        ("GET", "/health", {"Origin": "https://evil.example"}),
+        ("GET", "/v1/models", {"Host": "evil.example"}),
+        ("GET", "/v1/models", {"x-sim": "cut=head"}),
+    ],
+)
+def test_answers_of_our_own(shared_proxy: Proxy, method: str, path: str, headers: dict[str, str]) -> None:
+    """A page or an error of ours tells a browser not to show, frame, keep or guess at it."""
+    request = httpx.Request(method, shared_proxy.url, headers=headers, extensions={"target": path.encode()})
+    answer = shared_proxy.http.send(request)
+    assert OURS_ALONE.items() <= dict(answer.headers).items()
+    assert "server" not in answer.headers
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_what_is_not_http(shared_proxy: Proxy) -> None:
+    """The refusal of what could not be read says the same."""
+    with shared_proxy.dial() as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nHost : b\r\n\r\n")
+        head = raw.recv(65536).decode().lower()
+    assert all(f"\r\n{name}: {value}\r\n" in head for name, value in OURS_ALONE.items())
+
+
+def test_answers_of_the_api(shared_proxy: Proxy) -> None:
+    """What comes from the API gets none of these: it goes back as it was."""
+    answer = shared_proxy.http.get("/v1/models")
+    assert not OURS_ALONE.keys() & dict(answer.headers).keys()

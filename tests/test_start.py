@@ -125,6 +125,16 @@ def test_open_port_with_key_asks_for_it_everywhere(home: Home, own_sim: Sim) -> 
         for path in ("/health", "/metrics", "/v1/models"):
             assert proxy.http.get(local + path).status_code == 401
             assert proxy.http.get(local + path, headers={"x-api-key": key}).status_code == 200
+        # Whether a page exists, and what it takes, is told to nobody either.
+        asked = [(m, p) for m in ("GET", "DELETE") for p in ("/health?deep=1", "/metrics", "/nothing", "/v1")]
+        answers = [proxy.http.request(method, local + path) for method, path in asked]
+        varying = {"x-request-id", "date"}
+        heads = [{n: v for n, v in answer.headers.items() if n not in varying} for answer in answers]
+        assert all(
+            (a.status_code, a.text, h) == (401, answers[0].text, heads[0])
+            for a, h in zip(answers, heads, strict=True)
+        )
+        assert "0.1" not in answers[0].text + str(heads[0])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from grok_oauth_proxy.events import SettingsRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
 from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
+from grok_oauth_proxy.secrecy import keep_memory_private
 from grok_oauth_proxy.server import Server
 from grok_oauth_proxy.settings import Settings, load_settings
 from grok_oauth_proxy.systemd import Manager, inherited_sockets
@@ -36,6 +37,7 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     `workers_sockets`: the descriptors of the sockets to serve as one of several processes.
     """
     os.umask(0o077)
+    keep_memory_private()
     at_terminal = _is_at_terminal()
     _occupy_standard_streams()
     configure_logging(settings.log_level, settings.log_format)

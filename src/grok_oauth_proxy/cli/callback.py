@@ -32,7 +32,7 @@ _WAITING: Final = 16
 """Answers that may wait to be looked at; the sign-in looks at them as they come."""
 _HEADERS: Final = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
@@ -43,7 +43,7 @@ _OVER: Final = (400, "This sign-in is over.")
 class Answer:
     """What a browser brought, and who waits to be told what it was worth."""
 
-    query: dict[str, str]
+    query: dict[str, str] = field(repr=False)
     told: asyncio.Future[tuple[int, str]]
 
     def tell(self, status: int, sentence: str) -> None:

@@ -35,6 +35,7 @@ from grok_oauth_proxy.credentials.sign_in import (
 from grok_oauth_proxy.credentials.token import Grant
 from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.errors import ProxyError, SignInFailed, StoreProblem
+from grok_oauth_proxy.moving.surroundings import forget_keys
 from grok_oauth_proxy.settings import Settings
 
 _BROWSER_LIMIT: Final = 180.0
@@ -218,6 +219,7 @@ def _show(page: str, address: str) -> None:
         console.print(f"  ssh -N -L {port}:127.0.0.1:{port} {target}\n")
     console.print(f"Open this page in the browser and sign in to Grok:\n\n  {page}\n")
     if has_browser():
+        forget_keys()
         # Some browsers return only when they are closed.
         threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 

@@ -6,7 +6,7 @@ which are dead, and which was sent without a verdict coming back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _VERSION = 1
 class Books:
     """What the file says; `content` is the file."""
 
-    content: Json
+    content: Json = field(repr=False)
 
     @property
     def tokens(self) -> Json | None:

@@ -21,6 +21,7 @@ from typing import IO
 
 from grok_oauth_proxy.moving.files import Json
 from grok_oauth_proxy.moving.problems import Problem
+from grok_oauth_proxy.moving.surroundings import without_keys
 
 MARK = "grok-oauth-proxy-answer "
 _PACKAGE = "grok_oauth_proxy"
@@ -151,7 +152,9 @@ class Channel:
 @contextmanager
 def connected(host: Host) -> Iterator[Channel]:
     """A session; the terminal stays with ssh, for a password or the question for a host's key."""
-    with subprocess.Popen(host.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: S603 - the host is checked, and stands behind "--"
+    with subprocess.Popen(  # noqa: S603 - the host is checked, and stands behind "--"
+        host.command(), env=without_keys(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         try:
             yield Channel(process, host.name)
         except BaseException:

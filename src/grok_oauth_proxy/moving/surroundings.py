@@ -7,12 +7,15 @@ may not have.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from grok_oauth_proxy.moving.problems import Problem
 from grok_oauth_proxy.settings_file import BadSettingsFile, read_settings_file, settings_file
+
+KEYS = frozenset({"PROXY_API_KEY", "XAI_API_KEY"})
+"""The settings that are secrets."""
 
 _YES = frozenset({"1", "true", "t", "yes", "y", "on"})
 _NO = frozenset({"0", "false", "f", "no", "n", "off"})
@@ -76,9 +79,20 @@ def _settings() -> dict[str, str]:
     return {name: value for name, value in (*said.items(), *os.environ.items()) if value}
 
 
+def without_keys(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For programs that this one starts: they need no key of the proxy, and may keep what they are given."""
+    return {name: value for name, value in environment.items() if name.upper() not in KEYS}
+
+
+def forget_keys(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Where a program is started that is given the whole environment."""
+    for name in environment.keys() - without_keys(environment).keys():
+        del environment[name]
+
+
 def service_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For `systemctl --user`, which over ssh without PAM does not find the user's manager by itself."""
-    return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **environment}
+    return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **without_keys(environment)}
 
 
 def _path(environment: Mapping[str, str], name: str, default: str) -> Path:

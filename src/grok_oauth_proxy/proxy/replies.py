@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http
 import json
-import random
+import os
 from email.utils import formatdate
 from typing import Final
 
@@ -12,6 +12,18 @@ from grok_oauth_proxy.asgi import Send
 from grok_oauth_proxy.errors import ClientError, ProxyError, UpstreamUnavailable
 from grok_oauth_proxy.proxy.headers import Headers
 from grok_oauth_proxy.proxy.upstream import UpstreamFailure
+
+OURS_ALONE: Final[Headers] = [
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+"""Every answer of our own says that it is no page to be shown, framed, kept or read as something else.
+
+A page of PROXY_ALLOWED_ORIGINS asks in the mode `cors`, which the third does not concern (Fetch standard).
+"""
 
 _NO_ANSWER: Final = (
     "The Grok API could not be reached or broke off before it answered. Check the network, HTTPS_PROXY "
@@ -30,8 +42,8 @@ _WAY_OUT: Final = {
 
 
 def new_request_id() -> str:
-    """Names a request in the log; nobody needs to be unable to guess it."""
-    return f"req_{random.getrandbits(96):024x}"
+    """Names a request: 96 bits that nobody can guess, in no order."""
+    return f"req_{os.urandom(12).hex()}"
 
 
 def error_body(error: ProxyError) -> bytes:
@@ -46,6 +58,7 @@ def error_headers(error: ProxyError, body: bytes, request_id: str) -> Headers:
         (b"content-length", str(len(body)).encode()),
         (b"date", formatdate(usegmt=True).encode()),
         (b"x-request-id", request_id.encode()),
+        *OURS_ALONE,
     ]
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))

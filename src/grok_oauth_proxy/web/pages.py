@@ -14,10 +14,11 @@ from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.errors import ClientError, ProxyError
 from grok_oauth_proxy.observe.health import UpstreamPing, health_report
 from grok_oauth_proxy.observe.news import News
-from grok_oauth_proxy.proxy.replies import error_body, error_headers, new_request_id
+from grok_oauth_proxy.proxy.replies import OURS_ALONE, error_body, error_headers, new_request_id
 from grok_oauth_proxy.proxy.target import outside_api
 
 _READ: Final = ["GET", "HEAD"]
+_HEADERS: Final = {name.decode(): value.decode() for name, value in OURS_ALONE}
 
 
 def create_pages(
@@ -38,11 +39,11 @@ def create_pages(
         code, report = health_report(
             status(), api_base, news, await ping() if wanted else None, key_set=key_set
         )
-        return JSONResponse(report, code, {"cache-control": "no-store"})
+        return JSONResponse(report, code, _HEADERS)
 
     @pages.api_route("/metrics", methods=_READ)
     async def show_metrics() -> Response:
-        return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics(), 200, _HEADERS, "text/plain; version=0.0.4; charset=utf-8")
 
     @pages.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:

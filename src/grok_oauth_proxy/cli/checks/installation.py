@@ -14,6 +14,7 @@ from typing import Final
 
 from grok_oauth_proxy import __version__
 from grok_oauth_proxy.cli.checks.finding import Finding, note, ok, wrong
+from grok_oauth_proxy.moving.surroundings import without_keys
 
 _OLDEST: Final = (3, 11)
 _INSTALL_AGAIN: Final = "Run ./install.sh again."
@@ -90,10 +91,15 @@ def check_hermes_cli(*, required: bool) -> list[Finding]:
 
 def _first_line(command: list[str]) -> str:
     # Unbuffered, because it may look for updates, and time may be over before it has ended.
-    unbuffered = ["/usr/bin/env", "PYTHONUNBUFFERED=1", *command]
+    unbuffered = {**without_keys(), "PYTHONUNBUFFERED": "1"}
     try:
         told = subprocess.run(  # noqa: S603 - what the user calls hermes
-            unbuffered, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False
+            command,
+            env=unbuffered,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
         ).stdout
     except subprocess.TimeoutExpired as late:
         told = late.stdout or b""

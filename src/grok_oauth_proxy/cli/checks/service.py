@@ -15,6 +15,7 @@ from grok_oauth_proxy.cli.checks.finding import Finding, cause_and_fix, note, ok
 from grok_oauth_proxy.cli.checks.holders import port_holder
 from grok_oauth_proxy.cli.running import Running, ask, find_running, reachable
 from grok_oauth_proxy.cli.view import HEALTHY
+from grok_oauth_proxy.moving.surroundings import without_keys
 from grok_oauth_proxy.settings import Settings
 
 _UNIT: Final = "grok-oauth-proxy.service"
@@ -122,7 +123,12 @@ def _show() -> dict[str, str] | None:
     command = [systemctl, "--user", "show", _UNIT, "--property", ",".join(_SHOWN)]
     try:
         told = subprocess.run(  # noqa: S603 - the system's own systemctl
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False
+            command,
+            env=without_keys(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -38,6 +38,9 @@ class Request(NamedTuple):
     body: bytes | AsyncIterator[bytes] | None
     upgrade: bool = False
 
+    def __repr__(self) -> str:
+        return f"Request({self.method})"  # target, headers and body are secrets of the client's or ours
+
     @property
     def chunked(self) -> bool:
         return header(self.headers, b"transfer-encoding") is not None
