@@ -169,6 +169,14 @@ def test_times() -> None:
     assert counted["proxy_request_duration_seconds_sum"] == pytest.approx(sum(times))
 
 
+def test_pages_are_not_timed() -> None:
+    """Health and metrics, asked all the time, are counted as requests and leave the latencies alone."""
+    counted = after(finished("/health"), finished("/metrics", ttfb=0.1), finished())
+    assert counted["proxy_requests_total method=GET route=/health status=200"] == 1
+    assert counted["proxy_request_duration_seconds_count"] == 1
+    assert counted["proxy_time_to_first_byte_seconds_count"] == 1
+
+
 def test_in_flight() -> None:
     """What has begun and not ended is in flight."""
     assert after(RequestStarted(), RequestStarted(), finished())["proxy_requests_in_flight"] == 1
@@ -269,7 +277,7 @@ def test_refused_account() -> None:
 
 
 def test_rate_limits() -> None:
-    """What the API last told of its limits is shown, with the time; NaN for what it left out, nothing before."""
+    """What the API last told of its limits is shown with the time, NaN for what it left out, nothing at first."""
     news = News(Clock())
     metrics = metrics_of(news)
     assert not any("rate_limit_" in name for name in samples(metrics))

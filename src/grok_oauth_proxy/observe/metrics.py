@@ -41,9 +41,10 @@ _TOGETHER: Final = 500
 _SHARED_WITHIN: Final = 0.05
 """Seconds after which another process knows of a request."""
 
+_PAGES: Final = ("/health", "/metrics")
+"""Asked so often that their times would hide those of a few slow answers."""
 _ROUTES: Final = (
-    "/health",
-    "/metrics",
+    *_PAGES,
     "/v1/api-key",
     "/v1/audio/speech",
     "/v1/audio/transcriptions",
@@ -129,8 +130,12 @@ class Metrics:
         self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
-        self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
-        self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
+        self._duration = histogram(
+            "proxy_request_duration_seconds", "From request head to end of answer, below /v1"
+        )
+        self._ttfb = histogram(
+            "proxy_time_to_first_byte_seconds", "From request head to answer head, below /v1"
+        )
 
         self._in_flight = Gauge(
             "proxy_requests_in_flight",
@@ -213,5 +218,6 @@ class Metrics:
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in _METHODS else "other", route_label(path), str(status)
             self._requests.labels(*labels).inc(count)
-        self._duration.observe_all([event.duration for event in finished])
-        self._ttfb.observe_all([event.ttfb for event in finished if event.ttfb is not None])
+        timed = [event for event in finished if event.path not in _PAGES]
+        self._duration.observe_all([event.duration for event in timed])
+        self._ttfb.observe_all([event.ttfb for event in timed if event.ttfb is not None])
