@@ -277,7 +277,7 @@ def test_refused_account() -> None:
 
 
 def test_rate_limits() -> None:
-    """What the API last told of its limits is shown with the time, NaN for what it left out, nothing at first."""
+    """What the API last told of its limits is shown, and when; NaN for what it left out; nothing at first."""
     news = News(Clock())
     metrics = metrics_of(news)
     assert not any("rate_limit_" in name for name in samples(metrics))
