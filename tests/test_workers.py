@@ -113,7 +113,7 @@ def metrics_with(proxy: Proxy, *samples: str) -> str:
 
 
 def test_metrics_add_up(home: Home, own_sim: Sim) -> None:
-    """Whichever worker is asked, it tells the requests of all, and the life of the token."""
+    """Whichever worker is asked, it tells what all have counted, heard and use, and the life of the token."""
     home.write_store(provider_store(own_sim.login(access_lifetime=LOGIN_LIFETIME)))
     with proxy_running(home, own_sim, PROXY_WORKERS=3) as proxy:
         assert len(workers_of(proxy)) == 3
@@ -126,6 +126,25 @@ def test_metrics_add_up(home: Home, own_sim: Sim) -> None:
             )
             left = float(text.split("\nproxy_token_seconds_to_expiry ")[1].split("\n")[0])
             assert LOGIN_LIFETIME - 300 < left <= LOGIN_LIFETIME
+        told = {"x-sim": "reject=quota-429"}
+        question = {"model": "grok-4", "messages": [{"role": "user", "content": "x"}]}
+        assert proxy.http.post("/v1/chat/completions", json=question).status_code == 200
+        assert proxy.http.post("/v1/chat/completions", json=question, headers=told).status_code == 429
+        samples = (
+            'proxy_account_refused{kind="quota"} 1.0',
+            "proxy_rate_limit_remaining_requests 479.0",
+            "proxy_credentials_usable 1.0",
+            "proxy_grant_dead 0.0",
+        )
+        for _ in range(3):
+            text = metrics_with(proxy, *samples)
+            memory, files, began = (
+                float(text.split(f"\nprocess_{name} ")[1].split("\n")[0])
+                for name in ("resident_memory_bytes", "open_fds", "start_time_seconds")
+            )
+            assert memory > 4 * 20_000_000  # of the workers, and of the process that started them
+            assert files > 4 * 5
+            assert time.time() - 60 < began < time.time()
 
 
 def test_one_refresh_for_all(home: Home, own_sim: Sim) -> None:

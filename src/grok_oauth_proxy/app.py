@@ -126,8 +126,8 @@ async def running_app(settings: Settings) -> AsyncIterator[Service]:
     Raises `StoreProblem` or `StartRefused` when there is no grant to serve with.
     """
     clock = Clock()
-    metrics = Metrics(lambda: login.status().seconds_to_expiry, shared=settings.proxy_workers > 1)
     news = News(clock)
+    metrics = Metrics(lambda: login.status(), news, shared=settings.proxy_workers > 1)
     observer = _broadcast(metrics, news)
     prepare_state(settings, observer)
     tls = tls_context()

@@ -6,7 +6,32 @@ The core emits these and imports none of its observers. No event holds a token, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
+
+FAILURES: Final = (
+    "bad_request",
+    "broken_off",
+    "certificate",
+    "connect_timeout",
+    "egress_refused",
+    "invalid_answer",
+    "timeout",
+    "truncated",
+    "unreachable",
+)
+"""Kinds of `UpstreamFailed`."""
+REJECTIONS: Final = (
+    "content",
+    "entitlement",
+    "no_credentials",
+    "other",
+    "permission",
+    "quota",
+    "rate_limit",
+    "spending_limit",
+    "stale_token",
+)
+"""Kinds of `UpstreamRejected`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +131,14 @@ class StaleTokenRetry:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamFailed:
-    """An attempt got no complete answer. `kind` is from a fixed set."""
+    """An attempt got no complete answer. `kind` is one of `FAILURES`."""
 
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRejected:
-    """The API refused a request; `kind` is one of `proxy.rejections`, `meaning` and `remedy` say it in words.
+    """The API refused a request; `kind` is one of `REJECTIONS`, `meaning` and `remedy` say it in words.
 
     `path` is as in `RequestFinished`; `at` in seconds, wall clock.
     """

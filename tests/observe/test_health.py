@@ -86,6 +86,7 @@ def test_report() -> None:
         },
         "problem": None,
         "last_rejection": None,
+        "account_refused": None,
         "rate_limits": None,
         "api_key_fallback": None,
         "version": __version__,

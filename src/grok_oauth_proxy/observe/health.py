@@ -70,7 +70,7 @@ def _summary(credentials: CredentialStatus, ping: UpstreamPing | None, news: New
         return "unauthenticated" if terminal else "unavailable"
     if ping and ping.status != 200:
         return "upstream_failing"
-    return "degraded" if credentials.problem or news.degraded else "ok"
+    return "degraded" if credentials.problem or news.refused else "ok"
 
 
 def _rounded(seconds: float | None) -> float | None:

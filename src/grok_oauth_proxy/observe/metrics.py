@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import disable_created_metrics as _disable_created_metrics
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.events import (
+    FAILURES,
+    REJECTIONS,
     Event,
     KeyUsedInstead,
     RefreshFailed,
@@ -25,6 +27,9 @@ from grok_oauth_proxy.events import (
     UpstreamFailed,
     UpstreamRejected,
 )
+from grok_oauth_proxy.observe.gauges import Gauges
+from grok_oauth_proxy.observe.news import News
+from grok_oauth_proxy.observe.processes import Processes
 
 _disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
 
@@ -36,9 +41,10 @@ _TOGETHER: Final = 500
 _SHARED_WITHIN: Final = 0.05
 """Seconds after which another process knows of a request."""
 
+_PAGES: Final = ("/health", "/metrics")
+"""Asked so often that their times would hide those of a few slow answers."""
 _ROUTES: Final = (
-    "/health",
-    "/metrics",
+    *_PAGES,
     "/v1/api-key",
     "/v1/audio/speech",
     "/v1/audio/transcriptions",
@@ -104,15 +110,15 @@ class _Latencies(Histogram):
 
 
 class Metrics:
-    """An observer. `seconds_to_expiry` is asked at each scrape; None means that no expiry is known.
+    """An observer. `status` and `news` are asked for what is the case now.
 
     `shared`: the numbers of several processes add up, in the folder PROMETHEUS_MULTIPROC_DIR names.
     """
 
-    def __init__(self, seconds_to_expiry: Callable[[], float | None], *, shared: bool = False) -> None:
-        self._seconds_to_expiry = seconds_to_expiry
+    def __init__(self, status: Callable[[], CredentialStatus], news: News, *, shared: bool = False) -> None:
         self._shared = shared
         self._registry = registry = CollectorRegistry()
+        self._processes = Processes(workers=shared)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
@@ -124,22 +130,27 @@ class Metrics:
         self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
-        self._duration = histogram("proxy_request_duration_seconds", "From request head to end of answer")
-        self._ttfb = histogram("proxy_time_to_first_byte_seconds", "From request head to answer head")
-
-        def gauge(name: str, text: str, *, of_all: Literal["livesum", "mostrecent"]) -> Gauge:
-            return Gauge(name, text, registry=registry, multiprocess_mode=of_all)
-
-        self._in_flight = gauge("proxy_requests_in_flight", "Requests being answered", of_all="livesum")
-        self._expiry = gauge(
-            "proxy_token_seconds_to_expiry", "Life left in the access token", of_all="mostrecent"
+        self._duration = histogram(
+            "proxy_request_duration_seconds", "From request head to end of answer, below /v1"
         )
+        self._ttfb = histogram(
+            "proxy_time_to_first_byte_seconds", "From request head to answer head, below /v1"
+        )
+
+        self._in_flight = Gauge(
+            "proxy_requests_in_flight",
+            "Requests being answered",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._gauges = Gauges(registry, status, news)
         self._refreshed = counter("proxy_oauth_refresh_success_total", "Token refreshes that gave a token")
         self._refresh_failed = counter("proxy_oauth_refresh_failure_total", "Those that did not", "reason")
-        self._rotated = gauge(
+        self._rotated = Gauge(
             "proxy_oauth_refresh_token_rotated",
             "1 if the last refresh replaced the refresh token",
-            of_all="mostrecent",
+            registry=registry,
+            multiprocess_mode="mostrecent",
         )
         self._stale = {
             "attempt": counter("proxy_oauth_401_refresh_attempt_total", "Requests refused as stale"),
@@ -148,6 +159,10 @@ class Metrics:
         }
         self._errors = counter("proxy_upstream_errors_total", "Attempts without a whole answer", "kind")
         self._rejections = counter("proxy_upstream_rejections_total", "Answers that refused", "kind")
+        # From zero on: of a series that begins with 1, Prometheus sees no increase.
+        for counted, kinds in ((self._errors, FAILURES), (self._rejections, REJECTIONS)):
+            for kind in kinds:
+                counted.labels(kind)
         self._key_used = counter("proxy_api_key_fallback_total", "Requests sent with the API key instead")
 
     def __call__(self, event: Event, /) -> None:
@@ -183,13 +198,14 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format."""
         self.settle()
-        left = self._seconds_to_expiry()
-        self._expiry.set(math.nan if left is None else left)
-        registry = self._registry
+        self._gauges.ask()
+        counted = self._registry
         if self._shared:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
-        return generate_latest(registry)
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
+        processes = CollectorRegistry()
+        processes.register(self._processes)
+        return generate_latest(counted) + generate_latest(processes)
 
     def settle(self) -> None:
         """Count what has finished; many at once take less than one at a time."""
@@ -197,9 +213,11 @@ class Metrics:
             self._settling.cancel()
             self._settling = None
         self._in_flight.set(self._open)
+        self._gauges.settle()
         finished, self._finished = self._finished, []
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in _METHODS else "other", route_label(path), str(status)
             self._requests.labels(*labels).inc(count)
-        self._duration.observe_all([event.duration for event in finished])
-        self._ttfb.observe_all([event.ttfb for event in finished if event.ttfb is not None])
+        timed = [event for event in finished if event.path not in _PAGES]
+        self._duration.observe_all([event.duration for event in timed])
+        self._ttfb.observe_all([event.ttfb for event in timed if event.ttfb is not None])

@@ -15,7 +15,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 
-_DEGRADING: Final = frozenset({"entitlement", "spending_limit", "quota"})
+DEGRADING: Final = frozenset({"entitlement", "spending_limit", "quota"})
 """Refusals of the account, which the next request will meet too."""
 _FORGOTTEN_AFTER: Final = 24 * 3600.0
 """Seconds after which a refusal of the account tells nothing: usage is counted over a day (facts: API)."""
@@ -28,7 +28,8 @@ class News:
         self._clock = clock
         self._rejection: UpstreamRejected | None = None
         self._standing: UpstreamRejected | None = None
-        self._limits: RateLimitsTold | None = None
+        self.limits: RateLimitsTold | None = None
+        """What is left of the rate limits, as last told."""
         self._key_requests = 0
         self.draining = False
         """The proxy ends, and takes no new connection."""
@@ -40,23 +41,26 @@ class News:
                 self._standing = None
         elif isinstance(event, UpstreamRejected):
             self._rejection = event
-            if event.kind in _DEGRADING:
+            if event.kind in DEGRADING:
                 self._standing = event
         elif isinstance(event, RateLimitsTold):
-            self._limits = event
+            self.limits = event
         elif isinstance(event, KeyUsedInstead):
             self._key_requests += 1
         elif isinstance(event, DrainStarted):
             self.draining = True
 
     @property
-    def degraded(self) -> bool:
-        """The account is refused for now."""
-        return self._standing is not None and self._clock.wall() - self._standing.at < _FORGOTTEN_AFTER
+    def refused(self) -> str | None:
+        """The kind of refusal that the account meets for now."""
+        standing = self._standing
+        if standing is None or self._clock.wall() - standing.at >= _FORGOTTEN_AFTER:
+            return None
+        return standing.kind
 
     def report(self, *, key_set: bool) -> dict[str, Any]:
         """Its part of /health."""
-        rejection, limits = self._rejection, self._limits
+        rejection, limits = self._rejection, self.limits
         return {
             "last_rejection": rejection
             and {
@@ -65,6 +69,7 @@ class News:
                 "meaning": rejection.meaning,
                 "remedy": rejection.remedy,
             },
+            "account_refused": self.refused,
             "rate_limits": limits and {**limits.left, "at": iso(limits.at)},
             "api_key_fallback": {"requests": self._key_requests} if key_set else None,
         }
