@@ -21,12 +21,13 @@ from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.egress import egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
-from grok_oauth_proxy.events import Event, Observer, RequestStarted, StoreTrouble
+from grok_oauth_proxy.events import Event, Observer, RequestStarted, StoreTrouble, StreamCounted
 from grok_oauth_proxy.observe.log import log_event
 from grok_oauth_proxy.observe.metrics import Metrics
 from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
@@ -145,7 +146,9 @@ def _application(
     wanted = settings.api_key_fallback == "entitlement" and settings.credential_source != "api-key"
     key = settings.xai_api_key if wanted else None
     fallback = KeyFallback(key, observer)
+    limits = Limits(settings.proxy_max_requests, settings.proxy_max_streams)
     api = Proxy(
+        Admission(limits, observer, clock),
         Recovery(login, fallback, observer, clock, replay_limit=settings.replay_body_limit),
         upstream,
         policy=retry.Policy(settings.upstream_retry_attempts, settings.upstream_retry_delay),
@@ -185,7 +188,7 @@ def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream
 def _broadcast(metrics: Metrics, news: News) -> Observer:
     def tell(event: Event, /) -> None:
         metrics(event)
-        if not isinstance(event, RequestStarted):  # half of all events, and only a number
+        if not isinstance(event, RequestStarted | StreamCounted):  # most of all events, and only numbers
             log_event(event)
             news(event)
 

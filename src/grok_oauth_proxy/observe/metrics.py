@@ -20,8 +20,10 @@ from grok_oauth_proxy.events import (
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
+    RequestRefused,
     RequestStarted,
     StaleTokenRetry,
+    StreamCounted,
     UpstreamFailed,
     UpstreamRejected,
 )
@@ -120,7 +122,7 @@ class Metrics:
         def histogram(name: str, text: str) -> _Latencies:
             return _Latencies(name, text, registry=registry, buckets=_LATENCY)
 
-        self._open = 0
+        self._open = self._streams = 0
         self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
@@ -131,6 +133,8 @@ class Metrics:
             return Gauge(name, text, registry=registry, multiprocess_mode=of_all)
 
         self._in_flight = gauge("proxy_requests_in_flight", "Requests being answered", of_all="livesum")
+        self._streams_open = gauge("proxy_streams_open", "Streams being answered", of_all="livesum")
+        self._refused = counter("proxy_refused_total", "Requests refused because of a limit", "reason")
         self._expiry = gauge(
             "proxy_token_seconds_to_expiry", "Life left in the access token", of_all="mostrecent"
         )
@@ -158,6 +162,8 @@ class Metrics:
                 self.settle()
         elif isinstance(event, RequestStarted):
             self._open += 1
+        elif isinstance(event, StreamCounted):
+            self._streams += event.change
         else:
             self._count(event)
             return
@@ -179,6 +185,8 @@ class Metrics:
                 self._rejections.labels(kind).inc()
             case KeyUsedInstead():
                 self._key_used.inc()
+            case RequestRefused(reason=reason):
+                self._refused.labels(reason).inc()
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -197,6 +205,7 @@ class Metrics:
             self._settling.cancel()
             self._settling = None
         self._in_flight.set(self._open)
+        self._streams_open.set(self._streams)
         finished, self._finished = self._finished, []
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in _METHODS else "other", route_label(path), str(status)
