@@ -169,8 +169,15 @@ def main() -> None:
         far = stage.start("source", command, f"https://localhost:{port}", PYTHONPATH=str(Path.cwd()))
         told = Path(folder) / "tasks"
         counted = ("scripts.benchmark.counted",)
-        here = str(Path.cwd())
-        ours = stage.ours(far.url, stage.issuer(), entry=counted, PYTHONPATH=here, TASKS_FILE=str(told))
+        ours = stage.ours(
+            far.url,
+            stage.issuer(),
+            entry=counted,
+            PYTHONPATH=str(Path.cwd()),
+            TASKS_FILE=str(told),
+            PROXY_MAX_STREAMS="0",
+            PROXY_MAX_REQUESTS="0",
+        )
         # What is only ever made once is there afterwards, the allocator's room for so many streams above all.
         uvloop.run(load(ours.url, arguments.streams, arguments.seconds / 10))
         time.sleep(_UNTIL_IDLE)

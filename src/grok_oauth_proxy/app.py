@@ -21,12 +21,20 @@ from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.egress import egress_proxy, tls_context
 from grok_oauth_proxy.errors import StartRefused
-from grok_oauth_proxy.events import Event, Observer, RequestStarted, SettingsReloaded, StoreTrouble
+from grok_oauth_proxy.events import (
+    Event,
+    Observer,
+    RequestStarted,
+    SettingsReloaded,
+    StoreTrouble,
+    StreamCounted,
+)
 from grok_oauth_proxy.observe.log import log_event
 from grok_oauth_proxy.observe.metrics import Metrics
 from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
@@ -151,7 +159,13 @@ async def running_app(settings: Settings) -> AsyncIterator[Service]:
             key_set=key is not None,
         )
         make = partial(
-            _application, recovery=recovery, upstream=upstream, pages=pages, observer=observer, clock=clock
+            _application,
+            admission=Admission(_limits(settings), observer, clock),
+            recovery=recovery,
+            upstream=upstream,
+            pages=pages,
+            observer=observer,
+            clock=clock,
         )
         service = Service(settings, make, watchers, observer)
         async with (
@@ -195,6 +209,7 @@ def _login(
 def _application(
     settings: Settings,
     *,
+    admission: Admission,
     recovery: Recovery,
     upstream: Upstream,
     pages: Application,
@@ -202,7 +217,9 @@ def _application(
     clock: Clock,
 ) -> Application:
     """What is made of settings that may change, around what lasts."""
+    admission.limits = _limits(settings)
     api = Proxy(
+        admission,
         recovery,
         upstream,
         policy=retry.Policy(settings.upstream_retry_attempts, settings.upstream_retry_delay),
@@ -220,6 +237,10 @@ def _application(
     return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
 
 
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.proxy_max_requests, settings.proxy_max_streams)
+
+
 def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream:
     return Upstream(
         settings.xai_base_url,
@@ -234,7 +255,7 @@ def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream
 def _broadcast(metrics: Metrics, news: News) -> Observer:
     def tell(event: Event, /) -> None:
         metrics(event)
-        if not isinstance(event, RequestStarted):  # half of all events, and only a number
+        if not isinstance(event, RequestStarted | StreamCounted):  # most of all events, and only numbers
             log_event(event)
             news(event)
 

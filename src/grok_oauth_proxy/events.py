@@ -39,6 +39,20 @@ class RequestStarted:
     """A request has arrived."""
 
 
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A request was refused because of a limit; `reason` is from a fixed set and names it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCounted:
+    """One stream more is open (1), or one less (-1)."""
+
+    change: Literal[1, -1]
+
+
 class RequestFinished(NamedTuple):
     """A request ended. A tuple, because one is made for each request.
 
@@ -168,6 +182,8 @@ class KeyUsedInstead:
 Event = (
     RequestStarted
     | RequestFinished
+    | RequestRefused
+    | StreamCounted
     | RefreshSucceeded
     | RefreshFailed
     | ChainAdopted

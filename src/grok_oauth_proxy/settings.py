@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     proxy_uds: Path | None = None
     proxy_drain_timeout: float = Field(default=30.0, ge=0, le=3600)
     proxy_workers: int = Field(default=1, ge=1, le=64)
+    proxy_max_requests: int = Field(default=1024, ge=0, le=1_000_000)
+    proxy_max_streams: int = Field(default=512, ge=0, le=1_000_000)
     proxy_api_key: SecretStr | None = None
     proxy_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     proxy_allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -159,6 +161,8 @@ class Settings(BaseSettings):
 RELOADED = frozenset(
     {
         "proxy_drain_timeout",
+        "proxy_max_requests",
+        "proxy_max_streams",
         "proxy_api_key",
         "proxy_allowed_hosts",
         "proxy_allowed_origins",

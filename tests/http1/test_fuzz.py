@@ -27,6 +27,7 @@ from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.events import Event
 from grok_oauth_proxy.http1.connection import Connection
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
@@ -105,6 +106,7 @@ class Stage:
             clock=Clock(),
         )
         api = Proxy(
+            Admission(Limits(0, 0), hear, Clock()),
             Recovery(Tokens(), KeyFallback(None, hear), hear, Clock(), replay_limit=1 << 20),
             self.upstream,
             policy=retry.Policy(0, 0.0),

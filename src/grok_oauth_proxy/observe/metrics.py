@@ -22,8 +22,10 @@ from grok_oauth_proxy.events import (
     RefreshFailed,
     RefreshSucceeded,
     RequestFinished,
+    RequestRefused,
     RequestStarted,
     StaleTokenRetry,
+    StreamCounted,
     UpstreamFailed,
     UpstreamRejected,
 )
@@ -126,7 +128,7 @@ class Metrics:
         def histogram(name: str, text: str) -> _Latencies:
             return _Latencies(name, text, registry=registry, buckets=_LATENCY)
 
-        self._open = 0
+        self._open = self._streams = 0
         self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
@@ -143,6 +145,10 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._streams_open = Gauge(
+            "proxy_streams_open", "Streams being answered", registry=registry, multiprocess_mode="livesum"
+        )
+        self._refused = counter("proxy_refused_total", "Requests refused because of a limit", "reason")
         self._gauges = Gauges(registry, status, news)
         self._refreshed = counter("proxy_oauth_refresh_success_total", "Token refreshes that gave a token")
         self._refresh_failed = counter("proxy_oauth_refresh_failure_total", "Those that did not", "reason")
@@ -173,6 +179,8 @@ class Metrics:
                 self.settle()
         elif isinstance(event, RequestStarted):
             self._open += 1
+        elif isinstance(event, StreamCounted):
+            self._streams += event.change
         else:
             self._count(event)
             return
@@ -194,6 +202,8 @@ class Metrics:
                 self._rejections.labels(kind).inc()
             case KeyUsedInstead():
                 self._key_used.inc()
+            case RequestRefused(reason=reason):
+                self._refused.labels(reason).inc()
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -214,6 +224,7 @@ class Metrics:
             self._settling = None
         self._in_flight.set(self._open)
         self._gauges.settle()
+        self._streams_open.set(self._streams)
         finished, self._finished = self._finished, []
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in _METHODS else "other", route_label(path), str(status)

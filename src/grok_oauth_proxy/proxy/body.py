@@ -38,6 +38,18 @@ class RequestBody:
         """The body as it is to be sent: in one piece if it is known already, else as it comes."""
         return b"".join(self._kept) if self.ended and self.kept_whole else self.stream()
 
+    @property
+    def whole(self) -> bytes:
+        """All of it, if it has come; else nothing."""
+        if not self.ended:
+            return b""
+        return b"".join(self._kept) if self.kept_whole else self._unkept
+
+    async def arrive(self) -> None:
+        """Wait until all of it has come, or it is too large to be kept. Raises `ClientGone`."""
+        while not self.ended and self.kept_whole:
+            await self._fetch()
+
     async def stream(self) -> AsyncIterator[bytes]:
         """What is kept, then what still comes. Raises `ClientGone`."""
         for chunk in list(self._kept):

@@ -44,6 +44,10 @@ class Exchange:
     """Copies one answer to the client and remembers what the log and the metrics want to know."""
 
     handshake: Handshake | None = None
+    admitted = False
+    """It has a slot: see `admission`."""
+    is_stream = False
+    """Its answer counts as a stream."""
     request_id = "-"
     ending: Literal["complete", "truncated", "client_gone", "refused"] = "client_gone"
     _tunnel: Tunnel | None = None
@@ -90,8 +94,12 @@ class Exchange:
         """Seconds the token should still live: an upload may be too large to be sent again with another."""
         if self.body.kept_whole and self.body.ended:
             return 0.0
+        return 0.0 if self.announces(self._replay_limit) else _UPLOAD_LIFE
+
+    def announces(self, most: int) -> bool:
+        """Whether the head says that the body will be of so many bytes at most, and it will be kept."""
         length = dict(self.framing).get(b"content-length")
-        return 0.0 if length is not None and int(length) <= self._replay_limit else _UPLOAD_LIFE
+        return length is not None and int(length) <= min(most, self._replay_limit)
 
     @property
     def brings_secret(self) -> bool:

@@ -12,13 +12,9 @@ from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.errors import ProxyError
-from grok_oauth_proxy.events import (
-    Observer,
-    RequestStarted,
-    StaleTokenRetry,
-    UpstreamFailed,
-)
+from grok_oauth_proxy.events import Observer, RequestStarted, StaleTokenRetry, UpstreamFailed
 from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.admission import Admission
 from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
@@ -36,6 +32,7 @@ class Proxy:
 
     def __init__(
         self,
+        admission: Admission,
         recovery: Recovery,
         upstream: Upstream,
         *,
@@ -44,6 +41,7 @@ class Proxy:
         observer: Observer,
         clock: Clock,
     ) -> None:
+        self._admission = admission
         self._recovery = recovery
         self._upstream = upstream
         self._policy = policy
@@ -55,6 +53,7 @@ class Proxy:
         exchange = Exchange(scope, receive, send, self._clock, replay_limit=self._replay_limit)
         self._observer(RequestStarted())
         try:
+            await self._admission.enter(exchange)
             await self._answer(exchange)
         except ClientGone:
             exchange.ending = "client_gone"
@@ -77,6 +76,7 @@ class Proxy:
                 ProxyError("The proxy failed to handle this request.", code="internal_error")
             )
         finally:
+            self._admission.leave(exchange)
             self._observer(exchange.finished())
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -89,7 +89,9 @@ class Proxy:
                 await exchange.converse(answer)
                 return
             exchange.body.abandon()
-            await exchange.start(answer.status, response_headers(answer.headers))
+            headers = response_headers(answer.headers)
+            self._admission.note_answer(exchange, headers)
+            await exchange.start(answer.status, headers)
             if peeked.prefix or not answer.ready:
                 exchange.write(peeked.prefix)
             rest = await answer.pour(exchange)

@@ -1,0 +1,175 @@
+"""Overload is refused and not suffered: how many requests and streams are answered at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.harness import PATIENCE, Home, Json, Proxy, provider_store, proxy_running
+from tests.sim.harness import Sim, client
+
+REQUESTS, STREAMS = 4, 1
+QUESTION: Json = {"model": "grok-4", "messages": [{"role": "user", "content": "x"}]}
+STREAMED: Json = QUESTION | {"stream": True}
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def narrow(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy that answers four requests at once, and one stream among them."""
+    home = Home(tmp_path_factory.mktemp("narrow"))
+    home.write_store(provider_store(shared_sim.login()))
+    with proxy_running(home, shared_sim, PROXY_MAX_REQUESTS=REQUESTS, PROXY_MAX_STREAMS=STREAMS) as proxy:
+        yield proxy
+
+
+@contextmanager
+def held(proxy: Proxy, question: Json = QUESTION) -> Iterator[httpx.Response]:
+    """An answer that has begun and does not end before the block does."""
+    with (
+        client(proxy.url, timeout=PATIENCE) as http,
+        http.stream("POST", "/v1/chat/completions", json=question, headers={"x-sim": "hang"}) as answer,
+    ):
+        yield answer
+
+
+def settled(proxy: Proxy) -> None:
+    """Nothing is open any more: a client's going takes a moment to be heard of."""
+    deadline = time.monotonic() + PATIENCE
+    while proxy.metric("proxy_requests_in_flight") > 1 or proxy.metric("proxy_streams_open"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str, str]:
+    return answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]
+
+
+FULL = (503, "overloaded", "1")
+
+
+def test_requests(narrow: Proxy, shared_sim: Sim) -> None:
+    """One request too many is refused before anything is sent; our own pages are not, and it passes."""
+    settled(narrow)
+    refused = narrow.metric('proxy_refused_total{reason="requests"}')
+    with ExitStack() as stack:
+        for _ in range(REQUESTS):
+            stack.enter_context(held(narrow))
+        before = len(shared_sim.requests())
+        assert refusal(narrow.http.post("/v1/chat/completions", json=QUESTION)) == FULL
+        assert refusal(narrow.http.get("/v1/models")) == FULL
+        with pytest.raises(InvalidStatus, match="503"):
+            connect(narrow.url.replace("http", "ws", 1) + "/v1/realtime", proxy=None)
+        assert len(shared_sim.requests()) == before
+        assert narrow.http.get("/health").status_code == 200
+        assert narrow.metric('proxy_refused_total{reason="requests"}') == refused + 3
+    settled(narrow)
+    assert narrow.http.get("/v1/models").status_code == 200
+
+
+def in_two(proxy: Proxy) -> Iterator[bytes]:
+    """A body whose end comes when the head must have been read."""
+    text = json.dumps(STREAMED).encode()
+    yield text[:10]
+    assert proxy.http.get("/health").status_code == 200
+    yield text[10:]
+
+
+def body_later(proxy: Proxy) -> httpx.Response:
+    length = {"content-length": str(len(json.dumps(STREAMED)))}
+    with client(proxy.url, timeout=PATIENCE) as http:
+        return http.post("/v1/chat/completions", content=in_two(proxy), headers=JSON | length)
+
+
+STREAM_REQUESTS: dict[str, Callable[[Proxy], httpx.Response]] = {
+    "body": lambda proxy: proxy.http.post("/v1/chat/completions", json=STREAMED),
+    "body-later": body_later,
+    "accept": lambda proxy: proxy.http.get(
+        "/v1/x", headers={"accept": "application/json, Text/Event-Stream"}
+    ),
+}
+
+
+def test_streams(narrow: Proxy, shared_sim: Sim) -> None:
+    """However a stream is asked for, one too many is refused; what is none is answered meanwhile."""
+    settled(narrow)
+    with held(narrow, STREAMED) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        before = len(shared_sim.requests())
+        for name, ask in STREAM_REQUESTS.items():
+            assert refusal(ask(narrow)) == FULL, name
+        with pytest.raises(InvalidStatus, match="503"):
+            connect(narrow.url.replace("http", "ws", 1) + "/v1/realtime", proxy=None)
+        assert len(shared_sim.requests()) == before
+        assert narrow.http.post("/v1/chat/completions", json=QUESTION).status_code == 200
+        assert narrow.metric("proxy_streams_open") == 1
+    settled(narrow)
+
+
+def test_a_stream_nobody_could_know_of(narrow: Proxy) -> None:
+    """A body in chunks is not waited for: its stream counts once it begins, and is not cut."""
+    settled(narrow)
+    with (
+        held(narrow, STREAMED),
+        client(narrow.url, timeout=PATIENCE) as http,
+        http.stream(
+            "POST",
+            "/v1/chat/completions",
+            content=in_two(narrow),
+            headers=JSON | {"x-sim": "chunk-delay=0.2;words=4"},
+        ) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        assert narrow.metric("proxy_streams_open") == 2
+        assert "data: [DONE]" in list(lines)
+    settled(narrow)
+
+
+def test_slots_come_back(narrow: Proxy) -> None:
+    """Whole, cut, refused by the API, malformed, closed, left: after every ending there is room again."""
+    settled(narrow)
+    with client(narrow.url, timeout=PATIENCE) as http:
+        for directive in ("", "cut=body", "cut=head", "reject=quota-429", "status=500"):
+            try:
+                http.post("/v1/chat/completions", json=STREAMED, headers={"x-sim": directive})
+            except httpx.RemoteProtocolError:
+                assert directive == "cut=body"
+        assert http.post("/v1/v1/models", json=STREAMED).status_code == 404
+        malformed = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "8"}
+        assert http.get("/v1/realtime", headers=malformed).status_code == 426
+    with connect(narrow.url.replace("http", "ws", 1) + "/v1/realtime", proxy=None) as talk:
+        talk.recv(PATIENCE)
+        assert narrow.metric("proxy_streams_open") == 1
+    with narrow.dial() as sock:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        sock.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
+        while narrow.metric("proxy_requests_in_flight") < 2:
+            time.sleep(0.01)
+    settled(narrow)
+    with ExitStack() as stack:
+        for question in [STREAMED] * STREAMS + [QUESTION] * (REQUESTS - STREAMS):
+            assert stack.enter_context(held(narrow, question)).status_code == 200
+        assert refusal(narrow.http.get("/v1/models")) == FULL
+    settled(narrow)
+
+
+def test_unlimited(home: Home, own_sim: Sim) -> None:
+    """With 0 there is no limit, and streams are counted all the same."""
+    home.write_store(provider_store(own_sim.login()))
+    with (
+        proxy_running(home, own_sim, PROXY_MAX_REQUESTS=0, PROXY_MAX_STREAMS=0) as proxy,
+        ExitStack() as stack,
+    ):
+        for _ in range(3):
+            assert stack.enter_context(held(proxy, STREAMED)).status_code == 200
+        with connect(proxy.url.replace("http", "ws", 1) + "/v1/realtime", proxy=None) as talk:
+            talk.recv(PATIENCE)
+            assert proxy.metric("proxy_streams_open") == 4
