@@ -65,13 +65,13 @@ def status() -> None:
     import time
 
     from grok_oauth_proxy.cli.panel import panel
-    from grok_oauth_proxy.cli.service.looking import is_active, sentence
+    from grok_oauth_proxy.cli.service.looking import is_active, sentences
     from grok_oauth_proxy.cli.status import look
     from grok_oauth_proxy.cli.terminal import screen
     from grok_oauth_proxy.settings import load_settings
 
     manager = _installed()
-    click.echo(sentence(manager))
+    click.echo("\n".join(sentences(manager)))
     view = look(load_settings())
     screen().print(panel(view, time.time()))
     sys.exit(0 if view.healthy and is_active(manager) else 1)

@@ -12,8 +12,8 @@ import click
 from grok_oauth_proxy.cli.running import Running, find_running
 from grok_oauth_proxy.cli.service import files
 from grok_oauth_proxy.cli.service.looking import is_active, last_lines
-from grok_oauth_proxy.cli.service.managers import Manager, installed
-from grok_oauth_proxy.cli.service.person import living_as
+from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twin
+from grok_oauth_proxy.cli.service.person import is_root, living_as
 from grok_oauth_proxy.cli.service.places import Places, find_places, hidden
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.moving.surroundings import service_environment
@@ -34,6 +34,7 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
         return
     files.refuse_foreign(manager.paths)
     manager.require()
+    refuse_twin(manager)
     _refuse_second_proxy(manager, settings)
     with living_as(manager.person):
         _make_folder(places)
@@ -50,7 +51,8 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     with living_as(manager.person):
         found = find_running(settings)
     where = f" at {found.address}" if isinstance(found, Running) else ""
-    click.echo(f"The service is installed, and runs{where}. It starts by itself from now on.")
+    when = "the machine" if manager.starts_with_machine() else "your login"
+    click.echo(f"The service is installed, and runs{where}. It starts with {when}.")
 
 
 def show(manager: Manager, places: Places, written: Sequence[files.File], *, socket: bool) -> None:
@@ -63,7 +65,7 @@ def show(manager: Manager, places: Places, written: Sequence[files.File], *, soc
     linger = manager.linger()
     for command in [*manager.start(socket=socket), *([linger] if linger else [])]:
         click.echo(f"    {shlex.join(command)}")
-    sudo = ["sudo"] if manager.name == "systemd" else []
+    sudo = ["sudo"] if manager.for_system else []
     click.echo(f"To undo it: {shlex.join([*sudo, *places.program, 'service', 'uninstall'])}")
     if (path := hidden(places)) and manager.name != "launchd":
         click.echo(f"Warning: the service has a /tmp of its own and will not see {path}. Move it.", err=True)
@@ -93,11 +95,12 @@ def _start(manager: Manager, *, socket: bool) -> None:
     try:
         run_all(manager.start(socket=socket))
     except ProxyError as error:
-        for line in last_lines(manager):
+        lines = last_lines(manager)
+        for line in lines:
             click.echo(f"    {line}", err=True)
+        said = "its log says" if lines else error.message
         raise ProxyError(
-            f"The service is installed, but did not start. {error.message} Mend what its last lines "
-            "(above, or `grok-oauth-proxy service logs`) say, then run this again.",
+            f"The service is installed, but did not start. Mend what {said}, then run this again.",
             code="not_started",
         ) from None
 
@@ -110,8 +113,8 @@ def _linger(manager: Manager) -> None:
         run_all([command])
     except ProxyError:
         click.echo(
-            "The service ends when you log out. To let it run on, and start with the machine:\n"
-            f"    sudo loginctl enable-linger {manager.person.name}"
+            "It ends when you log out. To let it run on, and start with the machine: "
+            f"sudo loginctl enable-linger {manager.person.name}"
         )
 
 
@@ -122,6 +125,7 @@ def uninstall() -> None:
         click.echo("No service of grok-oauth-proxy is installed here.")
         return
     files.refuse_foreign(manager.paths)
+    require_root(manager)
     ours = [path for path in manager.paths if path.exists()]
     try:
         run_all(manager.stop())
@@ -135,6 +139,12 @@ def uninstall() -> None:
     except ProxyError as error:
         click.echo(error.message, err=True)
     click.echo("The service is removed. Login, settings and this program stay.")
+
+
+def require_root(manager: Manager) -> None:
+    """Raises `ProxyError` for a unit of the system without root's rights."""
+    if manager.for_system and not is_root():
+        raise ProxyError("It is a unit of the system. Put sudo before this command.", code="needs_root")
 
 
 def run_all(commands: Sequence[Sequence[str]]) -> None:

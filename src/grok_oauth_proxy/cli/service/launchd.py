@@ -34,6 +34,7 @@ class Launchd:
     person: Person
 
     name = "launchd"
+    for_system = False
 
     @property
     def service_file(self) -> Path:
@@ -80,6 +81,9 @@ class Launchd:
 
     def linger(self) -> list[str] | None:
         return None
+
+    def starts_with_machine(self) -> bool:
+        return False
 
     def log_command(self, lines: int, *, follow: bool) -> list[str]:
         return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(self.log_file)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 
 from grok_oauth_proxy.cli.service.launchd import Launchd
@@ -13,6 +14,7 @@ from grok_oauth_proxy.moving.surroundings import service_environment
 
 _PATIENCE = 5.0
 _LAST = 4
+_MEANINGS = {"2": "exit code 2: a setting is wrong", "3": "exit code 3: it may not start like this"}
 
 
 def is_active(manager: Manager) -> bool:
@@ -21,24 +23,30 @@ def is_active(manager: Manager) -> bool:
     return view.get("ActiveState") in ("active", "activating", "reloading") or "pid" in view
 
 
-def sentence(manager: Manager) -> str:
-    """How the service is, in a line."""
+def sentences(manager: Manager) -> list[str]:
+    """How the service is, and what starts it where it does not run."""
     view = manager.view()
     if view is None:
-        return f"{manager.name}: it does not answer, or does not know the service."
-    told = _launchd(view) if isinstance(manager, Launchd) else _systemd(view)
-    return plain(f"{manager.name}: {told}.")
+        return [f"{manager.name}: it does not answer, or does not know the service."]
+    told = _launchd(view) if isinstance(manager, Launchd) else _systemd(manager, view)
+    found = [plain(f"{manager.name}: {told}.")]
+    if not is_active(manager):
+        found.append(f"To start it: {shlex.join(manager.start(socket=False)[-1])}")
+    return found
 
 
-def _systemd(view: dict[str, str]) -> str:
-    state = f"{view.get('ActiveState', 'unknown')} ({view.get('SubState', 'unknown')})"
+def _systemd(manager: Manager, view: dict[str, str]) -> str:
+    state, code = view.get("ActiveState", "unknown"), view.get("ExecMainStatus")
     parts = [state]
-    if view.get("ActiveState") == "active":
-        parts = [f"{state} since {view.get('ActiveEnterTimestamp')}", f"process {view.get('MainPID')}"]
-    elif view.get("ActiveState") == "failed":
-        parts.append(f"{view.get('Result')}, exit code {view.get('ExecMainStatus')}")
+    if state == "active":
+        parts = [f"active since {view.get('ActiveEnterTimestamp')}", f"process {view.get('MainPID')}"]
+    elif state == "failed":
+        parts = [f"failed ({view.get('Result')}, {_MEANINGS.get(code or '', f'exit code {code}')})"]
+    when = "the machine" if manager.starts_with_machine() else "your login"
     starts = view.get("UnitFileState") == "enabled"
-    parts.append("starts by itself" if starts else f"does not start by itself ({view.get('UnitFileState')})")
+    parts.append(
+        f"starts with {when}" if starts else f"does not start by itself ({view.get('UnitFileState')})"
+    )
     if view.get("NRestarts", "0") != "0":
         parts.append(f"started anew {view['NRestarts']} times")
     return ", ".join(parts)

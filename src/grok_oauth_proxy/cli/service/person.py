@@ -38,6 +38,10 @@ def myself() -> Person:
     return Person(name, uid, os.getgid(), Path.home())
 
 
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
 def behind_sudo(named: str | None, *, dry_run: bool) -> Person:
     """Whom a unit of the system is to run as: the one `named`, else who called sudo.
 
@@ -69,22 +73,21 @@ def refuse_sudo() -> None:
 
 @contextmanager
 def living_as(person: Person) -> Iterator[None]:
-    """This process with the rights and the home of `person`; nothing changes where it is theirs already."""
-    if os.getuid() == person.uid:
-        yield
-        return
+    """This process with the home of `person`, and with their rights where it is root's."""
     groups, group, home = os.getgroups(), os.getegid(), os.environ.get("HOME")
-    os.setgroups([person.gid])
-    os.setegid(person.gid)
-    os.seteuid(person.uid)
+    switched = os.getuid() == 0 != person.uid
+    if switched:
+        os.setgroups([person.gid])
+        os.setegid(person.gid)
+        os.seteuid(person.uid)
     os.environ["HOME"] = str(person.home)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(group)
-        os.setgroups(groups)
-        if home is None:
-            del os.environ["HOME"]
-        else:
+        if switched:
+            os.seteuid(0)
+            os.setegid(group)
+            os.setgroups(groups)
+        os.environ.pop("HOME")
+        if home is not None:
             os.environ["HOME"] = home

@@ -5,6 +5,7 @@ Law: the unit is the one in grok_oauth_proxy/services, but for the lines that na
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -28,7 +29,9 @@ SOCKET: Final = "grok-oauth-proxy.socket"
 _SYSTEM_UNITS: Final = Path("/etc/systemd/system")
 _BOOTED: Final = Path("/run/systemd/system")
 """There when systemd runs as process 1 (sd_booted(3))."""
-_PATIENCE: Final = 5.0
+_LINGERING: Final = Path("/var/lib/systemd/linger")
+_STATE: Final = re.compile(r"(#.*\n)*StateDirectory=.*\nStateDirectoryMode=.*\n")
+_PATIENCE: Final = 3.0
 _SHOWN: Final = (
     "LoadState,ActiveState,SubState,UnitFileState,MainPID,NRestarts,Result,ExecMainStatus,ExecStart,"
     "ActiveEnterTimestamp"
@@ -77,6 +80,7 @@ class Systemd:
             # Stopped before the network goes, so that a refresh in flight gets its answer.
             text = text.replace("[Unit]\n", "[Unit]\nAfter=network.target\n", 1)
             text = text.replace("[Service]\n", f"[Service]\nUser={self.person.name}\n", 1)
+            text = _STATE.sub("", text)
         found = [File(self.service_file, self._marked(SERVICE, text))]
         if socket:
             streams = "\nListenStream=".join(map(_specifiers_off, _streams(settings)))
@@ -109,10 +113,12 @@ class Systemd:
         return [self._command("daemon-reload")]
 
     def linger(self) -> list[str] | None:
-        """What lets a user's service run while they are not logged in."""
-        if self.for_system or self.person.uid == 0:
-            return None
-        return ["loginctl", "--no-ask-password", "enable-linger", self.person.name]
+        """What lets a user's service run while they are not logged in; None where it does already."""
+        return None if self.starts_with_machine() else ["loginctl", "--no-ask-password", "enable-linger"]
+
+    def starts_with_machine(self) -> bool:
+        """Whether it starts with the machine once it is enabled, else only when its user logs in."""
+        return self.for_system or (_LINGERING / self.person.name).exists()
 
     def log_command(self, lines: int, *, follow: bool) -> list[str]:
         scope = [] if self.for_system else ["--user"]
