@@ -48,10 +48,18 @@ ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "
 # The demo starts the proxy with an environment of its own and hands it PATH and the language of this one.
 # A worker gets the environment of the process that starts it, and one variable more.
 # What the shell says of ssh and screens is no setting of ours.
-# What a service manager hands to a service is no setting either.
+# What a service manager hands to a service is no setting either, nor is who called sudo.
 # moving/ runs without an install, and so without the library that settings.py needs.
 ENVIRONMENT_READERS = frozenset(
-    {"settings", "cli.demo_stage", "cli.surroundings", "workers", "systemd", "moving.surroundings"}
+    {
+        "settings",
+        "cli.demo_stage",
+        "cli.service.person",
+        "cli.surroundings",
+        "workers",
+        "systemd",
+        "moving.surroundings",
+    }
 )
 PROXY_ENVIRONMENT = frozenset({"getproxies", "getproxies_environment", "proxy_bypass_environment"})
 

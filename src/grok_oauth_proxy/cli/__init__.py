@@ -22,6 +22,7 @@ from grok_oauth_proxy.cli.login import login
 from grok_oauth_proxy.cli.logout import logout
 from grok_oauth_proxy.cli.push import push
 from grok_oauth_proxy.cli.serve import serve
+from grok_oauth_proxy.cli.service import service
 from grok_oauth_proxy.cli.status import status
 from grok_oauth_proxy.errors import ProxyError
 
@@ -32,7 +33,7 @@ def commands() -> None:
     """A local OpenAI-compatible endpoint for your Grok (SuperGrok) login."""
 
 
-for command in (serve, login, logout, status, doctor, env, config, export, import_, push, demo):
+for command in (serve, service, login, logout, status, doctor, env, config, export, import_, push, demo):
     commands.add_command(command)
 
 

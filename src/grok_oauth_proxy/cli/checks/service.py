@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import socket
-import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -14,14 +12,14 @@ from grok_oauth_proxy import __version__
 from grok_oauth_proxy.cli.checks.finding import Finding, cause_and_fix, note, ok, wrong
 from grok_oauth_proxy.cli.checks.holders import port_holder
 from grok_oauth_proxy.cli.running import Running, ask, find_running, reachable
+from grok_oauth_proxy.cli.service.launchd import Launchd
+from grok_oauth_proxy.cli.service.managers import at_hand
+from grok_oauth_proxy.cli.service.systemd import SERVICE
 from grok_oauth_proxy.cli.view import HEALTHY
-from grok_oauth_proxy.moving.surroundings import without_keys
 from grok_oauth_proxy.settings import Settings
 
-_UNIT: Final = "grok-oauth-proxy.service"
-_SHOWN: Final = ("LoadState", "ActiveState", "UnitFileState", "ExecStart")
-_PATIENCE: Final = 2.0
-_GUIDE: Final = "See services/README.md."
+_INSTALL: Final = "Run `grok-oauth-proxy service install`."
+_LOGS: Final = "Run `grok-oauth-proxy service logs`."
 
 
 def check_proxy(settings: Settings) -> list[Finding]:
@@ -85,53 +83,45 @@ def _bind(host: str, port: int) -> int | None:
 
 
 def check_service() -> list[Finding]:
-    """The systemd user unit: installed, enabled, running, and what it runs is there."""
-    shown = _show()
+    """The service: installed, enabled, running, and what it runs is there."""
+    manager = at_hand()
+    shown = manager.view()
+    if isinstance(manager, Launchd):
+        return [_agent(manager, shown)]
     if shown is None:
         return [note("service", "Not applicable: there is no systemd for this user here.")]
+    systemctl = "systemctl" if manager.for_system else "systemctl --user"
     if shown.get("LoadState") == "not-found":
-        return [note("service", "The proxy is not installed as a service.", _GUIDE)]
+        return [note("service", "The proxy is not installed as a service.", _INSTALL)]
     if shown.get("LoadState") not in ("loaded", "masked"):
-        fix = f"Look at `systemctl --user status {_UNIT}`. {_GUIDE}"
+        fix = f"Look at `{systemctl} status {SERVICE}`, or install it anew. {_INSTALL}"
         return [wrong("service", f"The unit is not loaded ({shown.get('LoadState')}).", fix)]
     program = re.search(r"path=(\S+)", shown.get("ExecStart", ""))
     if program and not Path(program[1]).exists():
-        fix = f"Correct ExecStart in the unit, or run ./install.sh in its folder. {_GUIDE}"
+        fix = f"Run ./install.sh in its folder, or install it anew. {_INSTALL}"
         return [wrong("service", f"The unit runs {program[1]}, which does not exist.", fix)]
-    return [_life(shown)]
+    return [_life(shown, systemctl)]
 
 
-def _life(shown: dict[str, str]) -> Finding:
+def _life(shown: dict[str, str], systemctl: str) -> Finding:
     active, enabled = shown.get("ActiveState", "unknown"), shown.get("UnitFileState", "unknown")
     if active == "failed":
-        fix = f"Its last lines say why: journalctl --user -u {_UNIT} -n 20"
-        return wrong("service", "The service has failed.", fix)
+        return wrong("service", "The service has failed.", f"Its last lines say why. {_LOGS}")
     if active != "active":
-        fix = f"systemctl --user enable --now {_UNIT}"
+        fix = f"{systemctl} enable --now {SERVICE}"
         return note("service", f"The service is installed ({enabled}) but not running ({active}).", fix)
     if enabled != "enabled":
         sentence = f"The service runs, but does not start by itself ({enabled})."
-        return note("service", sentence, f"systemctl --user enable {_UNIT}")
+        return note("service", sentence, f"{systemctl} enable {SERVICE}")
     return ok("service", "The service is running and starts by itself.")
 
 
-def _show() -> dict[str, str] | None:
-    """Properties of the unit; None where systemd does not answer for this user."""
-    systemctl = shutil.which("systemctl")
-    if systemctl is None:
-        return None
-    command = [systemctl, "--user", "show", _UNIT, "--property", ",".join(_SHOWN)]
-    try:
-        told = subprocess.run(  # noqa: S603 - the system's own systemctl
-            command,
-            env=without_keys(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = told.stdout.decode("utf-8", "replace").splitlines() if told.returncode == 0 else []
-    shown = dict(line.split("=", 1) for line in lines if "=" in line)
-    return shown or None
+def _agent(manager: Launchd, shown: dict[str, str] | None) -> Finding:
+    if not manager.service_file.exists():
+        return note("service", "The proxy is not installed as a service.", _INSTALL)
+    if shown is None:
+        return note("service", "The service is installed but not loaded.", _INSTALL)
+    if shown.get("state") != "running":
+        told = f"The service does not run (last exit code {shown.get('last exit code', 'unknown')})."
+        return wrong("service", told, f"Its last lines say why. {_LOGS}")
+    return ok("service", "The service is running and starts by itself.")

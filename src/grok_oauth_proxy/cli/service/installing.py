@@ -1,0 +1,170 @@
+"""Installs and removes the service: shows what it is about to do, does it, says how to undo it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from grok_oauth_proxy.cli.running import Running, find_running
+from grok_oauth_proxy.cli.service import files
+from grok_oauth_proxy.cli.service.looking import is_active, last_lines
+from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twin
+from grok_oauth_proxy.cli.service.person import is_root, living_as
+from grok_oauth_proxy.cli.service.places import Places, find_places, hidden
+from grok_oauth_proxy.errors import ProxyError
+from grok_oauth_proxy.moving.surroundings import service_environment
+from grok_oauth_proxy.settings import Settings, load_settings
+
+_STARTS_WITHIN: Final = 120.0
+"""Seconds; the unit gives a stop 90 s."""
+
+
+def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
+    """Write the files, enable and start. Raises `ProxyError`."""
+    with living_as(manager.person):
+        settings = load_settings()
+        places = find_places(manager.person, settings)
+    written = manager.files(places, settings, socket=socket)
+    show(manager, places, written, socket=socket)
+    if dry_run:
+        return
+    files.refuse_foreign(manager.paths)
+    manager.require()
+    refuse_twin(manager)
+    _refuse_second_proxy(manager, settings)
+    with living_as(manager.person):
+        _make_folder(places)
+    stale = [path for path in manager.paths if path.exists() and path not in [file.path for file in written]]
+    if stale:
+        run_all(manager.stop())
+    for path in stale:
+        files.remove(path)
+    for file in written:
+        files.write(file)
+    click.echo()
+    _start(manager, socket=socket)
+    _linger(manager)
+    with living_as(manager.person):
+        found = find_running(settings)
+    where = f" at {found.address}" if isinstance(found, Running) else ""
+    when = "the machine" if manager.starts_with_machine() else "your login"
+    click.echo(f"The service is installed, and runs{where}. It starts with {when}.")
+
+
+def show(manager: Manager, places: Places, written: Sequence[files.File], *, socket: bool) -> None:
+    """What `install` writes and runs, and how to undo it."""
+    for file in written:
+        click.echo(f"This is written to {file.path}:\n")
+        click.echo("".join(f"    {line}".rstrip() + "\n" for line in file.text.splitlines()))
+    click.echo(f"The folder {places.state} is made, if it is not there.\n")
+    click.echo("Then these are run:")
+    linger = manager.linger()
+    for command in [*manager.start(socket=socket), *([linger] if linger else [])]:
+        click.echo(f"    {shlex.join(command)}")
+    sudo = ["sudo"] if manager.for_system else []
+    click.echo(f"To undo it: {shlex.join([*sudo, *places.program, 'service', 'uninstall'])}")
+    if (path := hidden(places)) and manager.name != "launchd":
+        click.echo(f"Warning: the service has a /tmp of its own and will not see {path}. Move it.", err=True)
+
+
+def _refuse_second_proxy(manager: Manager, settings: Settings) -> None:
+    with living_as(manager.person):
+        found = find_running(settings)
+    if isinstance(found, Running) and not is_active(manager):
+        raise ProxyError(
+            f"A proxy that you started yourself answers at {found.address}. End it (Ctrl-C), so that the "
+            "service gets its port, then run this again.",
+            code="already_running",
+        )
+
+
+def _make_folder(places: Places) -> None:
+    try:
+        places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProxyError(
+            f"{places.state} cannot be made: {error.strerror}. Make it, with mode 0700.", code="no_folder"
+        ) from None
+
+
+def _start(manager: Manager, *, socket: bool) -> None:
+    try:
+        run_all(manager.start(socket=socket))
+    except ProxyError as error:
+        lines = last_lines(manager)
+        for line in lines:
+            click.echo(f"    {line}", err=True)
+        said = "its log says" if lines else error.message
+        raise ProxyError(
+            f"The service is installed, but did not start. Mend what {said}, then run this again.",
+            code="not_started",
+        ) from None
+
+
+def _linger(manager: Manager) -> None:
+    command = manager.linger()
+    if command is None:
+        return
+    try:
+        run_all([command])
+    except ProxyError:
+        click.echo(
+            "It ends when you log out. To let it run on, and start with the machine: "
+            f"sudo loginctl enable-linger {manager.person.name}"
+        )
+
+
+def uninstall() -> None:
+    """Stop, disable and remove what `install` wrote, and nothing else. Raises `ProxyError`."""
+    manager = installed()
+    if manager is None:
+        click.echo("No service of grok-oauth-proxy is installed here.")
+        return
+    files.refuse_foreign(manager.paths)
+    require_root(manager)
+    ours = [path for path in manager.paths if path.exists()]
+    try:
+        run_all(manager.stop())
+    except ProxyError as error:
+        click.echo(f"It could not be stopped: {error.message}", err=True)
+    for path in ours:
+        files.remove(path)
+        click.echo(f"Removed {path}")
+    try:
+        run_all(manager.forget())
+    except ProxyError as error:
+        click.echo(error.message, err=True)
+    click.echo("The service is removed. Login, settings and this program stay.")
+
+
+def require_root(manager: Manager) -> None:
+    """Raises `ProxyError` for a unit of the system without root's rights."""
+    if manager.for_system and not is_root():
+        raise ProxyError("It is a unit of the system. Put sudo before this command.", code="needs_root")
+
+
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+    """Run them in turn, each shown before. Raises `ProxyError` with what the first that fails says."""
+    for command in commands:
+        shown = shlex.join(command)
+        click.echo(f"$ {shown}")
+        try:
+            ended = subprocess.run(  # noqa: S603 - the system's own tools, named by us
+                command,
+                env=service_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_STARTS_WITHIN,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = getattr(error, "strerror", None) or "no end in time"
+            raise ProxyError(f"`{shown}` failed: {reason}.", code="command_failed") from None
+        if ended.returncode:
+            lines = ended.stderr.decode("utf-8", "replace").strip().splitlines()
+            told = lines[0].rstrip(".") if lines else f"exit code {ended.returncode}"
+            raise ProxyError(f"`{shown}` failed: {told}.", code="command_failed")

@@ -1,0 +1,117 @@
+"""The proxy as a LaunchAgent of macOS.
+
+Law: the agent is the one in grok_oauth_proxy/services, but for the values that name places of this install.
+"""
+
+from __future__ import annotations
+
+import plistlib
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import click
+
+from grok_oauth_proxy.cli.service.files import MARK, File
+from grok_oauth_proxy.cli.service.person import Person
+from grok_oauth_proxy.cli.service.places import Places
+from grok_oauth_proxy.errors import ProxyError
+from grok_oauth_proxy.settings import Settings
+
+LABEL: Final = "local.grok-oauth-proxy"
+_PLIST: Final = f"{LABEL}.plist"
+_PATIENCE: Final = 5.0
+_SHOWN: Final = re.compile(r"^\s*(state|pid|runs|last exit code) = (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Launchd:
+    """An agent of `person`, who is logged in."""
+
+    person: Person
+
+    name = "launchd"
+    for_system = False
+
+    @property
+    def service_file(self) -> Path:
+        return self.person.home / "Library/LaunchAgents" / _PLIST
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.service_file,)
+
+    @property
+    def log_file(self) -> Path:
+        return self.person.home / "Library/Logs/grok-oauth-proxy.log"
+
+    @property
+    def _domain(self) -> str:
+        return f"gui/{self.person.uid}"
+
+    def files(self, places: Places, _settings: Settings, *, socket: bool) -> list[File]:
+        """What to write. Raises `click.UsageError`."""
+        if socket:
+            raise click.UsageError("--socket is for systemd. Leave it out here.")
+        agent = plistlib.loads((files("grok_oauth_proxy") / "services" / _PLIST).read_bytes())
+        agent["ProgramArguments"] = [*places.program, "serve"]
+        agent["StandardOutPath"] = agent["StandardErrorPath"] = str(self.log_file)
+        agent["EnvironmentVariables"]["HOME"] = str(self.person.home)
+        text = plistlib.dumps(agent, sort_keys=False).decode()
+        own = f"<!-- {MARK}{places.settings_file} -->\n"
+        return [File(self.service_file, text.replace("<plist ", f"{own}<plist ", 1))]
+
+    def start(self, *, socket: bool) -> list[list[str]]:  # noqa: ARG002 - as Systemd
+        """The commands after the file is written; safe to run again."""
+        again = [["launchctl", "bootout", f"{self._domain}/{LABEL}"]] if self.view() else []
+        return [
+            *again,
+            ["launchctl", "enable", f"{self._domain}/{LABEL}"],
+            ["launchctl", "bootstrap", self._domain, str(self.service_file)],
+        ]
+
+    def stop(self) -> list[list[str]]:
+        return [["launchctl", "bootout", f"{self._domain}/{LABEL}"]] if self.view() else []
+
+    def forget(self) -> list[list[str]]:
+        return []
+
+    def linger(self) -> list[str] | None:
+        return None
+
+    def starts_with_machine(self) -> bool:
+        return False
+
+    def log_command(self, lines: int, *, follow: bool) -> list[str]:
+        return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(self.log_file)]
+
+    def view(self) -> dict[str, str] | None:
+        """What launchctl prints of the agent; None where it is not loaded."""
+        told = _ask("print", f"{self._domain}/{LABEL}")
+        return dict(_SHOWN.findall(told)) if told else None
+
+    def require(self) -> None:
+        """Raises `ProxyError` where there is no launchd for this person."""
+        if _ask("print", self._domain) is None:
+            raise ProxyError(
+                f"launchd does not answer for {self.person.name}. Log in on the screen of this Mac, then "
+                "run this again there.",
+                code="no_manager",
+            )
+
+
+def _ask(*arguments: str) -> str | None:
+    try:
+        told = subprocess.run(  # noqa: S603 - the system's own launchctl
+            ["launchctl", *arguments],  # noqa: S607
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.decode("utf-8", "replace") if told.returncode == 0 else None

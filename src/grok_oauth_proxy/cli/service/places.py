@@ -1,0 +1,49 @@
+"""Where things of this install lie, as a service must know them: absolute, and seen by it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from grok_oauth_proxy.cli.service.person import Person
+from grok_oauth_proxy.errors import ProxyError
+from grok_oauth_proxy.settings import Settings
+
+_NOT_SEEN: Final = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 - a service has others
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`program`: the words that start it. `writable`: folders, the one of the proxy's state first."""
+
+    program: tuple[str, ...]
+    settings_file: Path
+    writable: tuple[Path, ...]
+
+    @property
+    def state(self) -> Path:
+        return self.writable[0]
+
+
+def find_places(person: Person, settings: Settings) -> Places:
+    """The places of this install, for settings that `person` has. Raises `ProxyError`."""
+    script = Path(sys.executable).absolute().with_name("grok-oauth-proxy")
+    program = (str(script),) if script.is_file() else (sys.executable, "-m", "grok_oauth_proxy")
+    files = [settings.grok_proxy_auth_state, *settings.hermes_stores]
+    if settings.proxy_uds:
+        files.append(settings.proxy_uds)
+    folders = tuple(dict.fromkeys(path.absolute().parent for path in files))
+    for path in (Path(program[0]), *folders):
+        if not str(path).isprintable():
+            raise ProxyError("A path has control characters in it. Move that folder.", code="bad_place")
+    return Places(program, person.home / ".config/grok-oauth-proxy.env", folders)
+
+
+def hidden(places: Places) -> Path | None:
+    """The first of them that a service with a /tmp of its own does not see."""
+    for path in (Path(places.program[0]), *places.writable):
+        if any(path.is_relative_to(folder) for folder in _NOT_SEEN):
+            return path
+    return None

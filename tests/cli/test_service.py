@@ -1,0 +1,221 @@
+"""`service`: the real systemd-analyze and plistlib accept what it writes, and it removes that and no more.
+
+A program in the manager's place notes what it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Home, environment, provider_store, proxy_running, run
+from tests.sim.harness import Sim
+
+UNIT = ".config/systemd/user/grok-oauth-proxy.service"
+SOCKET = ".config/systemd/user/grok-oauth-proxy.socket"
+AGENT = "Library/LaunchAgents/local.grok-oauth-proxy.plist"
+KEY = "canary-of-the-proxy-key"
+MANAGER = """#!/bin/sh
+echo "$@" >> "$HOME/asked"
+case "$*" in
+    *" show "*) echo ActiveState=inactive ;;
+    *restart*service) exit "${RESTART:-0}" ;;
+    print*) echo "	state = running"; echo "	pid = 7" ;;
+esac
+"""
+
+
+def files_of(home: Home) -> set[str]:
+    return {str(path.relative_to(home.path)) for path in home.path.rglob("*") if path.is_file()}
+
+
+def written(dry_run: str) -> dict[Path, str]:
+    """The files that `--dry-run` prints."""
+    found: dict[Path, str] = {}
+    path = None
+    for line in dry_run.splitlines():
+        if line.startswith("This is written to "):
+            path = Path(line.removeprefix("This is written to ").rstrip(":"))
+            found[path] = ""
+        elif path and (line.startswith("    ") or not line):
+            found[path] += line.removeprefix("    ") + "\n"
+        else:
+            path = None
+    return found
+
+
+def managed(home: Home, name: str, **settings: str) -> dict[str, str]:
+    """An environment with a manager that notes in ~/asked what it is asked."""
+    folder = home.path / "bin"
+    folder.mkdir(exist_ok=True)
+    for command in (name, "loginctl"):
+        (folder / command).write_text(MANAGER)
+        (folder / command).chmod(0o755)
+    env = environment(home) | settings
+    return env | {"PATH": f"{folder}:{env['PATH']}"}
+
+
+def asked(home: Home) -> list[str]:
+    """What it was asked to change."""
+    lines = (home.path / "asked").read_text().splitlines()
+    return [line for line in lines if " show " not in line and not line.startswith("print")]
+
+
+def values(text: str, key: str) -> list[str]:
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
+
+
+@pytest.mark.parametrize("system", [False, True], ids=["user", "system"])
+def test_units_pass_the_real_systemd(home: Home, tmp_path: Path, system: bool) -> None:
+    """systemd-analyze finds no fault, with odd characters in the paths, and rates the service below 2."""
+    odd = home.path / "a b%h"
+    env = environment(home, HERMES_HOME=odd / "hermes", PROXY_UDS=odd / "run/sock", PROXY_PORT=9996)
+    options = ["--system", "--user", "daemon"] if system else []
+    ended = run(env | {"PROXY_API_KEY": KEY}, "service", "install", "--dry-run", "--socket", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert KEY not in ended.stdout
+    units = written(ended.stdout)
+    assert {path.name for path in units} == {"grok-oauth-proxy.service", "grok-oauth-proxy.socket"}
+    folder = tmp_path / "units"
+    folder.mkdir()
+    for path, text in units.items():
+        (folder / path.name).write_text(text)
+    scope = "--system" if system else "--user"
+    unit = folder / "grok-oauth-proxy.service"
+    verify = [
+        "systemd-analyze",
+        scope,
+        "verify",
+        "--man=no",
+        str(unit),
+        str(folder / "grok-oauth-proxy.socket"),
+    ]
+    checked = subprocess.run(
+        verify, env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    rate = ["systemd-analyze", "security", "--offline=true", "--threshold=19", str(unit)]
+    rated = subprocess.run(rate, capture_output=True, text=True)
+    assert rated.returncode == 0, rated.stdout[-500:]
+
+    service, socket = unit.read_text(), (folder / "grok-oauth-proxy.socket").read_text()
+    own_home = "/usr/sbin" if system else str(home.path)
+    shown = str(odd).replace("%", "%%")
+    assert values(service, "ReadWritePaths") == [
+        f'-{own_home}/.local/state/grok-oauth-proxy "-{shown}/hermes" "-{shown}/run"'
+    ]
+    assert values(service, "User") == (["daemon"] if system else [])
+    assert values(service, "WantedBy") == ["multi-user.target" if system else "default.target"]
+    assert values(service, "StateDirectory") == ([] if system else ["grok-oauth-proxy"])
+    assert values(socket, "ListenStream") == ["127.0.0.1:9996", f"{shown}/run/sock"]
+    assert values(socket, "SocketUser") == (["daemon"] if system else [])
+
+
+def test_install_and_uninstall(home: Home) -> None:
+    """Install writes, enables and starts; again without --socket it removes that; uninstall removes all."""
+    env = managed(home, "systemctl", PROXY_PORT="9996")
+    (home.path / UNIT).parent.mkdir(parents=True)
+    (home.path / UNIT).with_name("other.service").write_text("of somebody else")
+    before = files_of(home)
+
+    dry = run(env, "service", "install", "--socket", "--dry-run")
+    assert (dry.returncode, files_of(home)) == (0, before)
+    ended = run(env, "service", "install", "--socket")
+    assert ended.returncode == 0, ended.stderr
+    assert files_of(home) - before == {UNIT, SOCKET, "asked"}
+    assert (home.path / UNIT).read_text().strip() == written(dry.stdout)[home.path / UNIT].strip()
+    assert stat.S_IMODE((home.path / UNIT).stat().st_mode) == 0o644
+    assert stat.S_IMODE(home.state.parent.stat().st_mode) == 0o700
+    told = [line.strip() for line in dry.stdout.split("Then these are run:\n")[1].splitlines()]
+    assert [f"systemctl {line}" for line in asked(home) if line.startswith("--user")] == told[:5]
+    assert "service uninstall" in told[-1]
+
+    (home.path / "asked").unlink()
+    assert run(env, "service", "install").returncode == 0
+    assert not (home.path / SOCKET).exists()
+    ended = run(env, "service", "uninstall")
+    assert ended.returncode == 0, ended.stderr
+    assert asked(home)[-2:] == ["--user disable --now grok-oauth-proxy.service", "--user daemon-reload"]
+    (home.path / "asked").unlink()
+    assert files_of(home) == before
+    ended = run(env, "service", "uninstall")
+    assert (ended.returncode, ended.stdout) == (0, "No service of grok-oauth-proxy is installed here.\n")
+
+
+def test_a_start_that_fails(home: Home) -> None:
+    """A start that fails ends with exit code 1 and the next step; so does the status afterwards."""
+    env = managed(home, "systemctl", RESTART="1")
+    ended = run(env, "service", "install")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith("then run this again.")
+    assert "did not start" in ended.stderr
+    ended = run(env, "service", "status")
+    assert ended.returncode == 1
+    assert ended.stdout.startswith("systemd --user: inactive, does not start by itself")
+    assert "To start it: systemctl --user restart grok-oauth-proxy.service" in ended.stdout
+
+
+def test_what_is_refused(home: Home, tmp_path: Path) -> None:
+    """A unit that it did not write is kept; where no systemd runs it says so and writes nothing."""
+    unit = home.path / UNIT
+    env = environment(home, PATH=tmp_path)  # where no systemctl is
+    for command, said in (
+        (["install"], "systemd does not run here"),
+        (["status"], "No service is installed here"),
+        (["logs"], "No service is installed here"),
+        (["install", "--user", "me"], "--user goes with --system"),
+        (["install", "--system", "--user", "no-such-user"], "no user 'no-such-user'"),
+        (["install", "--platform", "launchd", "--socket"], "--socket is for systemd"),
+    ):
+        ended = run(env, "service", *command)
+        assert ended.returncode == (2 if said.startswith(("--", "no user")) else 1), ended.stderr
+        assert said in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not unit.exists()
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/bin/true\n")
+    ended = run(managed(home, "systemctl"), "service", "install")
+    assert ended.returncode == 1
+    assert f"{unit} was not written by" in ended.stderr
+    assert unit.read_text() == "[Service]\nExecStart=/bin/true\n"
+
+
+def test_beside_a_proxy(home: Home, shared_sim: Sim) -> None:
+    """While a proxy runs by hand the service would get another port, so it is refused with its address."""
+    home.write_store(provider_store(shared_sim.login()))
+    with proxy_running(home, shared_sim) as proxy:
+        ended = run(managed(home, "systemctl"), "service", "install")
+    assert ended.returncode == 1
+    assert f"answers at {proxy.url}" in ended.stderr
+    assert not (home.path / UNIT).exists()
+
+
+def test_launchd(home: Home) -> None:
+    """The agent is valid, runs this install, and comes back after a failure only."""
+    env = managed(home, "launchctl")
+    ended = run(env, "service", "install", "--platform", "launchd")
+    assert ended.returncode == 0, ended.stderr
+    agent = plistlib.loads((home.path / AGENT).read_bytes())
+    assert agent["ProgramArguments"][-1] == "serve"
+    assert shutil.which(agent["ProgramArguments"][0]) is not None
+    assert (agent["RunAtLoad"], agent["KeepAlive"]) == (True, {"SuccessfulExit": False})
+    assert (agent["Umask"], agent["ThrottleInterval"], agent["ExitTimeOut"]) == (0o077, 60, 90)
+    assert agent["StandardErrorPath"] == f"{home.path}/Library/Logs/grok-oauth-proxy.log"
+    domain = f"gui/{os.getuid()}"
+    label = f"{domain}/local.grok-oauth-proxy"
+    begun = [f"bootout {label}", f"enable {label}", f"bootstrap {domain} {home.path / AGENT}"]
+    assert asked(home) == begun
+
+    (home.path / "Library/Logs").mkdir()
+    (home.path / "Library/Logs/grok-oauth-proxy.log").write_text("first\nlast\n")
+    assert run(env, "service", "logs", "-n", "1").stdout == "last\n"
+    assert run(env, "service", "status").stdout.startswith("launchd: state running, pid 7.")
+    assert run(env, "service", "uninstall").returncode == 0
+    assert not (home.path / AGENT).exists()
+    assert asked(home)[-1] == f"bootout {label}"
