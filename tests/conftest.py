@@ -1,4 +1,4 @@
-"""Fixtures for whole-process tests: one simulator and one proxy a module, both put back before each test."""
+"""Fixtures for whole-process tests: a simulator and a proxy a module, and a simulator for a test alone."""
 
 from __future__ import annotations
 
@@ -27,11 +27,18 @@ def shared_proxy(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> I
         yield proxy
 
 
-@pytest.fixture
-def own_sim() -> Iterator[Sim]:
+@pytest.fixture(scope="session")
+def _lent_sim() -> Iterator[Sim]:
     with running() as sim:
-        sim.patch(chunk_delay=0)
         yield sim
+
+
+@pytest.fixture
+def own_sim(_lent_sim: Sim) -> Sim:
+    """A simulator without a past, for this test alone."""
+    _lent_sim.reset()
+    _lent_sim.patch(chunk_delay=0)
+    return _lent_sim
 
 
 @pytest.fixture

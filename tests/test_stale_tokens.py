@@ -19,6 +19,7 @@ from tests.harness import (
     write_expired_login,
 )
 from tests.sim.harness import Sim
+from tests.survival.scene import write_due_login
 
 STYLES = ["401", "403-flat", "403-nested", "403-wke"]
 
@@ -230,8 +231,7 @@ def test_revoked_login_tells_what_to_do(home: Home, own_sim: Sim) -> None:
 
 def test_revoked_just_after_a_refresh_ahead_of_time(home: Home, own_sim: Sim) -> None:
     """The old token that still serves for a moment does not hide that the login is dead."""
-    own_sim.patch(access_lifetime=12)
-    home.write_store(provider_store(own_sim.login()))
+    write_due_login(home, own_sim)
     with proxy_running(home, own_sim) as proxy:
         proxy.err.wait_for("The access token was refreshed")
         own_sim.http.post("/_sim/revoke").raise_for_status()
@@ -304,18 +304,11 @@ def test_edge_that_learns_late_after_an_expiry(home: Home, own_sim: Sim) -> None
 
 def test_edge_lag_is_not_noticed_ahead_of_time(home: Home, own_sim: Sim) -> None:
     """After a refresh ahead of time the old token serves on, so that a late edge refuses nothing."""
-    own_sim.patch(access_lifetime=16)
-    tokens = own_sim.login()
-    home.write_store(provider_store(tokens))
-    own_sim.patch(edge_lag=0.5)
+    write_due_login(home, own_sim, age=60)
+    own_sim.patch(edge_lag=20)
     with proxy_running(home, own_sim) as proxy:
-        deadline = time.monotonic() + PATIENCE
-        while own_sim.status_of(tokens["access_token"]) != 200:
-            assert time.monotonic() < deadline
-        while own_sim.counters()["refreshes"] < 1:
-            assert time.monotonic() < deadline
-            proxy.http.get("/v1/models")
-        refused = own_sim.counters()["stale_rejections"]
+        proxy.err.wait_for("The access token was refreshed")
         for _ in range(50):
             assert proxy.http.get("/v1/models").status_code == 200
-        assert own_sim.counters()["stale_rejections"] == refused
+        counters = own_sim.counters()
+        assert (counters["refreshes"], counters["stale_rejections"]) == (1, 0)

@@ -80,7 +80,7 @@ def test_nothing_is_refreshed(home: Home, own_sim: Sim) -> None:
     env = environment(home, own_sim)
     before = home.auth.read_bytes()
     for options, sent in (((), 0), (("--online",), 1)):
-        own_sim.http.post("/_sim/reset").raise_for_status()
+        own_sim.http.delete("/_sim/requests").raise_for_status()
         assert examine(env, *options)[0] == 0
         carried = [dict(request["headers"]).get("authorization") for request in own_sim.requests()]
         assert carried.count("bearer:known") == sent

@@ -211,7 +211,7 @@ def sim_process() -> Iterator[Sim]:
 
 @pytest.fixture
 def sim(sim_process: Sim) -> Sim:
-    sim_process.http.post("/_sim/reset").raise_for_status()
+    sim_process.reset()
     return sim_process
 
 

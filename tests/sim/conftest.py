@@ -17,6 +17,6 @@ def sim_process() -> Iterator[Sim]:
 
 @pytest.fixture
 def sim(sim_process: Sim) -> Sim:
-    sim_process.http.post("/_sim/reset").raise_for_status()
+    sim_process.reset()
     sim_process.patch(chunk_delay=0)
     return sim_process

@@ -44,6 +44,13 @@ class Sim:
         counters: dict[str, int] = self.http.get("/_sim/state").json()["counters"]
         return counters
 
+    def reset(self) -> None:
+        """To its first state, once nothing of those who spoke to it before is going on any more."""
+        for counter in ("open_requests", "open_token_requests"):
+            until = {"counter": counter, "max": 0, "timeout": 30}
+            assert self.http.get("/_sim/wait", params=until, timeout=40).json()["reached"]
+        self.http.post("/_sim/reset").raise_for_status()
+
     def patch(self, **changes: object) -> None:
         self.http.patch("/_sim/config", json=changes).raise_for_status()
 

@@ -18,12 +18,12 @@ ADOPTED = "Tokens written by hermes are now in use"
 REFRESHED = "The access token was refreshed"
 
 
-def write_due_login(home: Home, sim: Sim, *, left: float = 240) -> Json:
-    """A login that the proxy refreshes at once, though the API takes its access token for hours.
+def write_due_login(home: Home, sim: Sim, *, left: float = 240, age: float = 0) -> Json:
+    """A login of `age` seconds that the proxy refreshes at once, though the API takes its token for hours.
 
     `left` seconds by the state file, which a proxy wrote long ago; its times win over those in the token.
     """
-    tokens = sim.login()
+    tokens = sim.login(age=age)
     now = time.time()
     times = {"issued_at": now - 86400, "expires_at": now + left}
     state = {

@@ -109,6 +109,14 @@ class TokenEndpoint:
     async def post(self, request: Request) -> Response:
         world = self.world
         world.counters.token_requests += 1
+        world.counters.open_token_requests += 1
+        try:
+            return await self._answer(request)
+        finally:
+            world.counters.open_token_requests -= 1
+
+    async def _answer(self, request: Request) -> Response:
+        world = self.world
         fault = world.token_faults.popleft() if world.token_faults else None
         await request.body()
         await asyncio.sleep(world.config.token_delay)

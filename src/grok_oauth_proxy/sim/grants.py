@@ -28,7 +28,7 @@ class DeniedError(Exception):
 
 @dataclass
 class Counters:
-    """What happened since the start; `open_requests` alone goes down again."""
+    """What happened since the start; `open_requests` and `open_token_requests` alone go down again."""
 
     refreshes: int = 0
     token_requests: int = 0
@@ -39,6 +39,7 @@ class Counters:
     stale_rejections: int = 0
     aborted_requests: int = 0
     open_requests: int = 0
+    open_token_requests: int = 0
     websockets: int = 0
 
 

@@ -61,9 +61,12 @@ class World:
         return cls(issuer, config, ledger, DeviceFlow(ledger), CodeFlow(ledger))
 
     def reset(self) -> None:
-        """First configuration, zeroed counters, nothing stored or queued; tokens stay as they are."""
+        """As at the start: first configuration, no tokens, nothing stored or queued; what is open stays."""
         self.config.patch(self._first_config)
-        self.ledger.counters = Counters(open_requests=self.counters.open_requests)
+        still_open = self.counters.open_requests, self.counters.open_token_requests
+        counters = Counters(open_requests=still_open[0], open_token_requests=still_open[1])
+        self.ledger = Ledger(self.issuer, counters)
+        self.devices, self.codes = DeviceFlow(self.ledger), CodeFlow(self.ledger)
         for remembered in (self.token_faults, self.requests, self.shelves, self.jobs, self._attempts):
             remembered.clear()
         self.spent_tokens = self.completions = 0
