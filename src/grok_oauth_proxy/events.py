@@ -34,9 +34,10 @@ REJECTIONS: Final = (
 """Kinds of `UpstreamRejected`."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestStarted:
-    """A request has arrived."""
+class RequestStarted(NamedTuple):
+    """A request has arrived. A tuple, because one is made for each; `key` as below."""
+
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class RequestFinished(NamedTuple):
     Times are seconds; `ttfb` is None when no response head was sent, `upstream`, the API's own part of it,
     when the API gave none. `path` is as the client sent it, without the query. `ending` says how the exchange
     ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
+    `key` is the name of the client's key; None for PROXY_API_KEY, which has none, and without any.
     """
 
     method: str
@@ -71,6 +73,7 @@ class RequestFinished(NamedTuple):
     request_id: str
     ending: Literal["complete", "truncated", "client_gone", "refused"]
     upstream: float | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

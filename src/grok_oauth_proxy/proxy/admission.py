@@ -15,6 +15,7 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Observer, RequestRefused, StreamCounted
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.key_ring import Guest, KeyLimited
 
 _EVENT_STREAM: Final = b"text/event-stream"
 _WORD: Final = b'"stream"'
@@ -52,10 +53,12 @@ class Admission:
         return f"Admission(requests={self.requests}, streams={self.streams}, {self.limits})"
 
     async def enter(self, exchange: Exchange) -> None:
-        """Give the request a slot, to be given back by `leave`. Raises `Overloaded`."""
+        """Give the request a slot, to be given back by `leave`. Raises `Overloaded` and `KeyLimited`."""
         limits = self.limits
         if 0 < limits.requests <= self.requests:
             raise self._refusal("requests", "requests", "PROXY_MAX_REQUESTS")
+        if exchange.guest is not None:
+            self._take(exchange.guest)
         self.requests += 1
         exchange.admitted = True
         if (limits.streams or exchange.client.wants_websocket) and await _wants_stream(exchange):
@@ -72,9 +75,18 @@ class Admission:
         """The request has ended, or was refused."""
         if exchange.admitted:
             self.requests -= 1
+            if exchange.guest is not None:
+                exchange.guest.give_back()
         if exchange.is_stream:
             self.streams -= 1
             self._observer(StreamCounted(-1))
+
+    def _take(self, guest: Guest) -> None:
+        try:
+            guest.take(self._clock.monotonic())
+        except KeyLimited as limited:
+            self._observer(RequestRefused(limited.code))
+            raise
 
     def _count_stream(self, exchange: Exchange) -> None:
         exchange.is_stream = True

@@ -12,6 +12,7 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.headers import header
+from grok_oauth_proxy.proxy.key_ring import Guest
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.target import is_api_path
 
@@ -30,7 +31,7 @@ class Gateway:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         try:
-            self._door.admit(scope)
+            scope["state"]["guest"] = self._door.admit(scope)
         except ProxyError as error:
             app = told(_refusal(error), self._observer, self._clock, ending="refused")
         else:
@@ -49,6 +50,8 @@ def told(
 
     async def telling(scope: Scope, receive: Receive, send: Send) -> None:
         began = clock.monotonic()
+        guest: Guest | None = scope["state"].get("guest")
+        key = None if guest is None else guest.name
         status, count, request_id = 500, 0, ""
 
         async def counted(message: Message) -> None:
@@ -63,7 +66,7 @@ def told(
             count += len(message.get("body", b""))
             await send(message)
 
-        observer(RequestStarted())
+        observer(RequestStarted(key))
         try:
             await app(scope, receive, counted)
         except Exception as error:  # noqa: BLE001 - a bug in a page must be told, and answered
@@ -77,7 +80,16 @@ def told(
             path = scope["raw_path"].decode("latin-1") if scope["raw_path"].startswith(b"/") else "-"
             observer(
                 RequestFinished(
-                    scope["method"], path, status, duration, duration, 0, count, request_id, ending
+                    scope["method"],
+                    path,
+                    status,
+                    duration,
+                    duration,
+                    0,
+                    count,
+                    request_id,
+                    ending,
+                    key=key,
                 )
             )
 
