@@ -85,7 +85,7 @@ def check_keys(settings: Settings) -> list[Finding]:
     file = KeysFile(settings.keys_file)
     if file.stamp() is None:
         if settings.proxy_api_keys_file is None:
-            return [note("keys", "Clients have no keys of their own.")]
+            return [ok("keys", "Clients have no keys of their own.")]
         fix = "Make the first key with `grok-oauth-proxy keys add NAME`, or correct PROXY_API_KEYS_FILE."
         return [wrong("keys", f"{file.path} does not exist.", fix)]
     try:
