@@ -12,7 +12,7 @@ import click
 from grok_oauth_proxy.cli.running import Running, find_running
 from grok_oauth_proxy.cli.service import files
 from grok_oauth_proxy.cli.service.carrying import carry, to_carry
-from grok_oauth_proxy.cli.service.looking import is_active, last_lines
+from grok_oauth_proxy.cli.service.looking import is_active, last_lines, when_it_starts
 from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twin
 from grok_oauth_proxy.cli.service.person import is_root, living_as
 from grok_oauth_proxy.cli.service.places import Places, find_places, hidden
@@ -31,13 +31,14 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
         places = find_places(settings)
         carried = to_carry(places.settings_file)
     written = manager.files(places, settings, socket=socket)
+    if not dry_run:
+        files.refuse_foreign(manager.paths)
+        manager.require()
+        refuse_twin(manager)
+        _refuse_second_proxy(manager, settings)
     show(manager, places, written, carried, socket=socket)
     if dry_run:
         return
-    files.refuse_foreign(manager.paths)
-    manager.require()
-    refuse_twin(manager)
-    _refuse_second_proxy(manager, settings)
     with living_as(manager.person):
         _make_folder(places)
         carry(places.settings_file, carried)
@@ -54,8 +55,7 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     with living_as(manager.person):
         found = find_running(settings)
     where = f" at {found.address}" if isinstance(found, Running) else ""
-    when = "the machine" if manager.starts_with_machine() else "your login"
-    click.echo(f"The service is installed, and runs{where}. It starts with {when}.")
+    click.echo(f"The service is installed, and runs{where}. It starts {when_it_starts(manager)}.")
 
 
 def show(
