@@ -1,34 +1,78 @@
 #!/usr/bin/env bash
 # Installs grok-oauth-proxy into .venv beside this file. Safe to run again.
-#   ./install.sh          install and print the next step
-#   ./install.sh --demo   install, then try it against a simulated xAI
+#   ./install.sh              install and print the next step
+#   ./install.sh --demo       install, then try it against a simulated xAI
+#   ./install.sh --headless [--enable-service]
+#                             for a server: install, import xai-oauth.json if one lies beside this file, in the current
+#                             folder or at home, start the service if wanted, and check everything; asks nothing
+# Exit codes: 0 all is well · 1 something failed, or a check found something wrong · 2 unknown option
 set -euo pipefail
+started_in=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/environment.sh
 
+usage="./install.sh, ./install.sh --demo or ./install.sh --headless [--enable-service]"
 case "$*" in
-    "" | --demo) ;;
+    "" | --demo | --headless | "--headless --enable-service" | "--enable-service --headless") ;;
     -h | --help)
-        printf '%s\n' "./install.sh          install grok-oauth-proxy into .venv and print the next step" \
-            "./install.sh --demo   install it, then try it against a simulated xAI"
+        printf '%s\n' "./install.sh            install grok-oauth-proxy into .venv and print the next step" \
+            "./install.sh --demo     install it, then try it against a simulated xAI" \
+            "./install.sh --headless [--enable-service]" \
+            "                        for a server: install it, import xai-oauth.json if one lies here or at home," \
+            "                        start the service if wanted, and check everything; asks nothing"
         exit 0
         ;;
     *)
-        printf 'Unknown option: %s. Use ./install.sh or ./install.sh --demo.\n' "$*" >&2
+        printf 'Unknown option: %s. Use %s.\n' "$*" "$usage" >&2
         exit 2
         ;;
 esac
 
+# import_export: takes over the first export that is found, and removes the file: a login has one place.
+import_export() {
+    local folder
+    for folder in "$PWD" "$started_in" "$HOME"; do
+        [ -f "$folder/xai-oauth.json" ] || continue
+        printf 'Importing %s …\n' "$folder/xai-oauth.json"
+        "$program" import --own "$folder/xai-oauth.json" | grep -v '^Delete the export' || return 1
+        rm -f "$folder/xai-oauth.json"
+        printf 'The export was removed: it held your login.\n'
+        return
+    done
+}
+
+# check_all: what `doctor` finds wrong, a line each with the next step; asks the API, by way of the proxy if one runs.
+check_all() {
+    "$program" doctor --online --json | .venv/bin/python -c '
+import json, sys
+report = json.load(sys.stdin)
+for found in report["checks"]:
+    if found["state"] == "wrong":
+        print("✗ {}: {} → {}".format(found["name"], found["sentence"], found["fix"]))
+print("{} checks, {}.".format(len(report["checks"]), "{} wrong".format(report["wrong"]) if report["wrong"] else "none wrong"))
+'
+}
+
 make_environment .venv
 install_into .venv --require-hashes -r requirements.lock
 install_into .venv --no-deps .
+program=$PWD/.venv/bin/grok-oauth-proxy
 
 if [ "${1:-}" = --demo ]; then
-    exec .venv/bin/grok-oauth-proxy demo
+    exec "$program" demo
+fi
+if [ $# -gt 0 ]; then
+    result=0
+    printf 'grok-oauth-proxy is installed: %s\n' "$program"
+    import_export || result=1
+    [ $# = 1 ] || "$program" service install || result=1
+    check_all || result=1
+    [ $# = 2 ] || printf 'To start it: %s serve, or as a service: %s service install\n' "$program" "$program"
+    exit $result
 fi
 cat <<NEXT
 grok-oauth-proxy is installed.
-Next, sign in, here or with Hermes (\`hermes auth add xai-oauth\`):  $PWD/.venv/bin/grok-oauth-proxy login
-Then:                                                              $PWD/.venv/bin/grok-oauth-proxy serve
-Without an account, to see it work:                                $PWD/.venv/bin/grok-oauth-proxy demo
+Next, sign in, here or with Hermes (\`hermes auth add xai-oauth\`):  $program login
+Then:                                                              $program serve
+Without an account, to see it work:                                $program demo
 NEXT

@@ -204,6 +204,18 @@ def environment_as_given() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _from_file}
 
 
+def given_settings() -> dict[str, str]:
+    """What the environment itself says and the settings file could: settings, and what libraries read."""
+    known = {name.upper() for name in Settings.model_fields}
+    found = {}
+    for name, value in environment_as_given().items():
+        if value and name.upper() in known:
+            found[name.upper()] = value
+        elif value and _OF_LIBRARIES.fullmatch(name):
+            found[name] = value
+    return found
+
+
 def _added_by_file() -> dict[str, str]:
     """What the settings file says and the environment does not."""
     path = settings_file()

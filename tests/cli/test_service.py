@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from grok_oauth_proxy.settings_file import read_settings_file
 from tests.harness import Home, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim
 
 UNIT = ".config/systemd/user/grok-oauth-proxy.service"
 SOCKET = ".config/systemd/user/grok-oauth-proxy.socket"
+SETTINGS = ".config/grok-oauth-proxy.env"
 AGENT = "Library/LaunchAgents/local.grok-oauth-proxy.plist"
 KEY = "canary-of-the-proxy-key"
 MANAGER = """#!/bin/sh
@@ -119,7 +121,10 @@ def test_units_pass_the_real_systemd(home: Home, tmp_path: Path, system: bool) -
 
 def test_install_and_uninstall(home: Home) -> None:
     """Install writes, enables and starts; again without --socket it removes that; uninstall removes all."""
-    env = managed(home, "systemctl", PROXY_PORT="9996")
+    env = managed(home, "systemctl", PROXY_PORT="9996", PROXY_API_KEY=KEY)
+    (home.path / SETTINGS).parent.mkdir()
+    (home.path / SETTINGS).touch(mode=0o600)
+    (home.path / SETTINGS).write_text("LOG_LEVEL=debug\nPROXY_PORT=1")
     (home.path / UNIT).parent.mkdir(parents=True)
     (home.path / UNIT).with_name("other.service").write_text("of somebody else")
     before = files_of(home)
@@ -131,13 +136,23 @@ def test_install_and_uninstall(home: Home) -> None:
     assert files_of(home) - before == {UNIT, SOCKET, "asked"}
     assert (home.path / UNIT).read_text().strip() == written(dry.stdout)[home.path / UNIT].strip()
     assert stat.S_IMODE((home.path / UNIT).stat().st_mode) == 0o644
+    assert (home.path / SETTINGS).read_text().splitlines()[:2] == ["LOG_LEVEL=debug", "PROXY_PORT=1"]
+    assert read_settings_file(home.path / SETTINGS) == {
+        "LOG_LEVEL": "debug",
+        "PROXY_PORT": "9996",
+        "PROXY_API_KEY": KEY,
+        "HERMES_CLI_REQUIRED": "false",
+    }
+    assert KEY not in ended.stdout + ended.stderr + (home.path / UNIT).read_text()
     assert stat.S_IMODE(home.state.parent.stat().st_mode) == 0o700
     told = [line.strip() for line in dry.stdout.split("Then these are run:\n")[1].splitlines()]
     assert [f"systemctl {line}" for line in asked(home) if line.startswith("--user")] == told[:5]
     assert "service uninstall" in told[-1]
 
     (home.path / "asked").unlink()
-    assert run(env, "service", "install").returncode == 0
+    ended = run(env, "service", "install")
+    assert ended.returncode == 0, ended.stderr
+    assert "is added" not in ended.stdout  # it is there by now
     assert not (home.path / SOCKET).exists()
     ended = run(env, "service", "uninstall")
     assert ended.returncode == 0, ended.stderr

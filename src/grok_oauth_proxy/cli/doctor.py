@@ -84,6 +84,7 @@ def _checks_with(settings: Settings, *, online: bool) -> list[tuple[str, Check]]
     asking: list[tuple[str, Check]] = []
     if online:
         asking.append(("online", partial(network.check_online, settings, login, clock)))
+        asking.append(("proxy-api", partial(service.check_deep, settings)))
     return [
         ("hermes", partial(installation.check_hermes_cli, required=needs_hermes)),
         ("hermes-store", partial(stores.check_hermes_store, settings, login)),

@@ -21,6 +21,7 @@ from grok_oauth_proxy.settings import Settings
 
 PATIENCE: Final = 3.0
 """Seconds for a whole answer."""
+_DEEP_PATIENCE: Final = 6.0
 
 _ADDRESS: Final = re.compile(r"http://(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([0-9]{1,5})")
 _MAX_REPORT: Final = 256 * 1024
@@ -146,15 +147,25 @@ def key_trouble(running: Running, settings: Settings) -> str | None:
     return f"The proxy at {running.address} wants another key. {_set_key(settings)}" if refused else None
 
 
-def _get(address: str, path: str, key: str | None) -> tuple[int, bytes]:
-    """Status and body, cut off after `PATIENCE` and `_MAX_REPORT`. Raises `httpx.HTTPError`."""
+def ask_deep(running: Running, settings: Settings) -> dict[str, Any] | None:
+    """What it says of itself once it has asked the API; None when it gives no answer in time."""
+    key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
+    try:
+        _, body = _get(running.address, "/health?deep=1", key, _DEEP_PATIENCE)
+    except httpx.HTTPError:
+        return None
+    return _json_object(body)
+
+
+def _get(address: str, path: str, key: str | None, patience: float = PATIENCE) -> tuple[int, bytes]:
+    """Status and body, cut off after `patience` and `_MAX_REPORT`. Raises `httpx.HTTPError`."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     # Without certificates: the proxy speaks plain HTTP, and loading them takes time.
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     transport = httpx.HTTPTransport(verify=tls, uds=socket_path(address))
     with (
-        httpx.Client(transport=transport, trust_env=False, timeout=PATIENCE) as client,
+        httpx.Client(transport=transport, trust_env=False, timeout=patience) as client,
         client.stream("GET", _origin(address) + path, headers=headers) as answer,
     ):
         body = b""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import re
 import socket
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 from grok_oauth_proxy import __version__
 from grok_oauth_proxy.cli.checks.finding import Finding, cause_and_fix, note, ok, wrong
 from grok_oauth_proxy.cli.checks.holders import port_holder
-from grok_oauth_proxy.cli.running import Running, ask, find_running, reachable
+from grok_oauth_proxy.cli.running import Running, ask, ask_deep, find_running, reachable
 from grok_oauth_proxy.cli.service.launchd import Launchd
 from grok_oauth_proxy.cli.service.managers import at_hand
 from grok_oauth_proxy.cli.service.systemd import SERVICE
@@ -46,6 +47,23 @@ def _health(running: Running) -> Finding:
     if report["status"] == "degraded":
         return note("proxy", f"{sentence}. {cause}", fix or "`grok-oauth-proxy status` tells more.")
     return ok("proxy", f"{sentence}.")
+
+
+def check_deep(settings: Settings) -> list[Finding]:
+    """Whether the API takes what the running proxy sends, which has another environment than this command."""
+    found = find_running(settings)
+    if not isinstance(found, Running):
+        return [note("proxy-api", "No proxy runs here that could ask the API.")]
+    report = ask_deep(found, settings)
+    if report is None:
+        return [wrong("proxy-api", "The proxy gives no answer when it is to ask the API.", _LOGS)]
+    upstream = report.get("upstream")
+    if not isinstance(upstream, dict):
+        return [note("proxy-api", "The proxy does not tell what the API said.")]
+    if upstream.get("status") == HTTPStatus.OK:
+        return [ok("proxy-api", "The API takes the token of the running proxy.")]
+    told = upstream.get("status") or upstream.get("error")
+    return [wrong("proxy-api", f"The running proxy's question to the API ends with {told}.", _LOGS)]
 
 
 def _port(settings: Settings) -> Finding:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import click
 
 from grok_oauth_proxy.cli.running import Running, find_running
 from grok_oauth_proxy.cli.service import files
-from grok_oauth_proxy.cli.service.looking import is_active, last_lines
+from grok_oauth_proxy.cli.service.carrying import carry, to_carry
+from grok_oauth_proxy.cli.service.looking import is_active, last_lines, when_it_starts
 from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twin
 from grok_oauth_proxy.cli.service.person import is_root, living_as
 from grok_oauth_proxy.cli.service.places import Places, find_places, hidden
@@ -27,17 +28,20 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     """Write the files, enable and start. Raises `ProxyError`."""
     with living_as(manager.person):
         settings = load_settings()
-        places = find_places(manager.person, settings)
+        places = find_places(settings)
+        carried = to_carry(places.settings_file)
     written = manager.files(places, settings, socket=socket)
-    show(manager, places, written, socket=socket)
+    if not dry_run:
+        files.refuse_foreign(manager.paths)
+        manager.require()
+        refuse_twin(manager)
+        _refuse_second_proxy(manager, settings)
+    show(manager, places, written, carried, socket=socket)
     if dry_run:
         return
-    files.refuse_foreign(manager.paths)
-    manager.require()
-    refuse_twin(manager)
-    _refuse_second_proxy(manager, settings)
     with living_as(manager.person):
         _make_folder(places)
+        carry(places.settings_file, carried)
     stale = [path for path in manager.paths if path.exists() and path not in [file.path for file in written]]
     if stale:
         run_all(manager.stop())
@@ -51,16 +55,25 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     with living_as(manager.person):
         found = find_running(settings)
     where = f" at {found.address}" if isinstance(found, Running) else ""
-    when = "the machine" if manager.starts_with_machine() else "your login"
-    click.echo(f"The service is installed, and runs{where}. It starts with {when}.")
+    click.echo(f"The service is installed, and runs{where}. It starts {when_it_starts(manager)}.")
 
 
-def show(manager: Manager, places: Places, written: Sequence[files.File], *, socket: bool) -> None:
+def show(
+    manager: Manager,
+    places: Places,
+    written: Sequence[files.File],
+    carried: Collection[str],
+    *,
+    socket: bool,
+) -> None:
     """What `install` writes and runs, and how to undo it."""
     for file in written:
         click.echo(f"This is written to {file.path}:\n")
         click.echo("".join(f"    {line}".rstrip() + "\n" for line in file.text.splitlines()))
     click.echo(f"The folder {places.state} is made, if it is not there.\n")
+    if carried:
+        names = ", ".join(sorted(carried))
+        click.echo(f"A service does not see this shell. To {places.settings_file} is added: {names}\n")
     click.echo("Then these are run:")
     linger = manager.linger()
     for command in [*manager.start(socket=socket), *([linger] if linger else [])]:

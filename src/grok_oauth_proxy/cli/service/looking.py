@@ -35,6 +35,10 @@ def sentences(manager: Manager) -> list[str]:
     return found
 
 
+def when_it_starts(manager: Manager) -> str:
+    return "with the machine" if manager.starts_with_machine() else "when you log in"
+
+
 def _systemd(manager: Manager, view: dict[str, str]) -> str:
     state, code = view.get("ActiveState", "unknown"), view.get("ExecMainStatus")
     parts = [state]
@@ -48,7 +52,7 @@ def _systemd(manager: Manager, view: dict[str, str]) -> str:
         f"starts with {when}" if starts else f"does not start by itself ({view.get('UnitFileState')})"
     )
     if view.get("NRestarts", "0") != "0":
-        parts.append(f"started anew {view['NRestarts']} times")
+        parts.append(f"restarts after a failure: {view['NRestarts']}")
     return ", ".join(parts)
 
 

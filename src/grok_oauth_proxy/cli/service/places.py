@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from grok_oauth_proxy.cli.service.person import Person
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.settings import Settings
+from grok_oauth_proxy.settings_file import settings_file
 
 _NOT_SEEN: Final = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 - a service has others
 
@@ -27,8 +27,8 @@ class Places:
         return self.writable[0]
 
 
-def find_places(person: Person, settings: Settings) -> Places:
-    """The places of this install, for settings that `person` has. Raises `ProxyError`."""
+def find_places(settings: Settings) -> Places:
+    """The places of this install, and those that the settings name. Raises `ProxyError`."""
     script = Path(sys.executable).absolute().with_name("grok-oauth-proxy")
     program = (str(script),) if script.is_file() else (sys.executable, "-m", "grok_oauth_proxy")
     files = [settings.grok_proxy_auth_state, *settings.hermes_stores]
@@ -38,7 +38,7 @@ def find_places(person: Person, settings: Settings) -> Places:
     for path in (Path(program[0]), *folders):
         if not str(path).isprintable():
             raise ProxyError("A path has control characters in it. Move that folder.", code="bad_place")
-    return Places(program, person.home / ".config/grok-oauth-proxy.env", folders)
+    return Places(program, settings_file(), folders)
 
 
 def hidden(places: Places) -> Path | None:

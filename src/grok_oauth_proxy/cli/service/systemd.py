@@ -70,7 +70,6 @@ class Systemd:
         """What to write. Raises `ProxyError` or `click.UsageError`."""
         values = {
             "ExecStart": " ".join(map(_quoted, [*places.program, "serve"])),
-            "EnvironmentFile": "-" + _specifiers_off(str(places.settings_file)),
             "ReadWritePaths": " ".join(_quoted(f"-{path}") for path in places.writable),
         }
         if self.for_system:

@@ -1,0 +1,47 @@
+"""What this shell sets and a service would not see: it is added to the settings file, secrets included.
+
+Law: values go into that file, of mode 0600, and nowhere else; names alone are shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from grok_oauth_proxy.errors import ConfigurationError
+from grok_oauth_proxy.settings import given_settings
+from grok_oauth_proxy.settings_file import read_settings_file
+
+
+def to_carry(path: Path) -> dict[str, str]:
+    """Settings of this environment that the settings file at `path` does not have, or has otherwise."""
+    said = read_settings_file(path)
+    return {name: value for name, value in given_settings().items() if said.get(name) != value}
+
+
+def carry(path: Path, values: Mapping[str, str]) -> None:
+    """Add them to the file; a later line wins over an earlier one. Raises `ConfigurationError`."""
+    if not values:
+        return
+    lines = "".join(f"{name}={_written(name, value)}\n" for name, value in values.items())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as file:
+            before = file.read()
+            file.write((b"\n" if before and not before.endswith(b"\n") else b"") + lines.encode())
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}. Make it writable.") from None
+
+
+def _written(name: str, value: str) -> str:
+    """The value as the settings file has it, in quotes where it needs them."""
+    if not any(character in value for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"):
+        if value == value.strip() and value[0] not in "\"'":
+            return value
+        for quote in "\"'":
+            if quote not in value:
+                return f"{quote}{value}{quote}"
+    raise ConfigurationError(
+        f"{name} cannot stand in the settings file as it is. Unset it, or write it there."
+    )
