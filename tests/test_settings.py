@@ -67,6 +67,9 @@ def test_defaults(tmp_path: Path) -> None:
         "xai_oauth_client_id": None,
         "log_level": "info",
         "log_format": "text",
+        "otel_exporter_otlp_endpoint": None,
+        "otel_exporter_otlp_protocol": "http/protobuf",
+        "proxy_trace_upstream": False,
     }
     assert settings.hermes_stores == (tmp_path / ".hermes/auth.json",)
 
@@ -102,6 +105,9 @@ READ = {
     "CREDENTIAL_SOURCE": ("HERMES", "hermes"),
     "API_KEY_FALLBACK": ("Off", "off"),
     "LOG_LEVEL": ("DEBUG", "debug"),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("https://box.example:4318/x", "https://box.example:4318/x"),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("grpc", "grpc"),  # of no concern without an endpoint
+    "PROXY_TRACE_UPSTREAM": ("true", True),
 }
 
 
@@ -327,3 +333,25 @@ def test_hermes_stores(
     if auth_path:
         environment.setenv("HERMES_AUTH_PATH", auth_path)
     assert [str(path) for path in load_settings().hermes_stores] == stores
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "box.example:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http:///v1"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ],
+)
+def test_traces_that_go_nowhere(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A collector that could not be reached, or not in the language spoken here, is refused by its name."""
+    environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    environment.setenv(name, value)
+    assert refusal().startswith(f"{name} has a bad value")
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "OTEL_SERVICE_NAME", "OTEL_ANYTHING"])
+def test_other_otel_variables(environment: pytest.MonkeyPatch, name: str) -> None:
+    """The standard's many other variables are no misspellings."""
+    environment.setenv(name, "x")
+    load_settings()

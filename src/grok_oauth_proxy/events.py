@@ -58,7 +58,8 @@ class RequestFinished(NamedTuple):
 
     Times are seconds; `ttfb` is None when no response head was sent, `upstream`, the API's own part of it,
     when the API gave none. `path` is as the client sent it, without the query. `ending` says how the exchange
-    ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
+    ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy);
+    `error` is the code of that answer.
     """
 
     method: str
@@ -71,6 +72,7 @@ class RequestFinished(NamedTuple):
     request_id: str
     ending: Literal["complete", "truncated", "client_gone", "refused"]
     upstream: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

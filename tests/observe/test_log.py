@@ -237,5 +237,6 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "bytes_out": 20,
         "request_id": 'req_"1',
         "ending": "truncated",
+        "error": None,
     }
     assert trouble == {"message": "It is\ndamaged. [corrupt]"}

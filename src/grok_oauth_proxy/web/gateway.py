@@ -32,7 +32,7 @@ class Gateway:
         try:
             self._door.admit(scope)
         except ProxyError as error:
-            app = told(_refusal(error), self._observer, self._clock, ending="refused")
+            app = told(_refusal(error), self._observer, self._clock, refusal=error.code)
         else:
             app = self._api if is_api_path(scope["raw_path"]) else self._pages
         return app(scope, receive, send)
@@ -43,9 +43,13 @@ def told(
     observer: Observer,
     clock: Clock,
     *,
-    ending: Literal["complete", "refused"] = "complete",
+    refusal: str | None = None,
 ) -> Application:
-    """`app`, its requests told as events, its answers with a request id, its bugs answered."""
+    """`app`, its requests told as events, its answers with a request id, its bugs answered.
+
+    `refusal`: the code of the error that it answers all of them with.
+    """
+    ending: Literal["complete", "refused"] = "complete" if refusal is None else "refused"
 
     async def telling(scope: Scope, receive: Receive, send: Send) -> None:
         began = clock.monotonic()
@@ -77,7 +81,16 @@ def told(
             path = scope["raw_path"].decode("latin-1") if scope["raw_path"].startswith(b"/") else "-"
             observer(
                 RequestFinished(
-                    scope["method"], path, status, duration, duration, 0, count, request_id, ending
+                    scope["method"],
+                    path,
+                    status,
+                    duration,
+                    duration,
+                    0,
+                    count,
+                    request_id,
+                    ending,
+                    error=refusal,
                 )
             )
 
