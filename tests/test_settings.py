@@ -68,6 +68,9 @@ def test_defaults(tmp_path: Path) -> None:
         "xai_oauth_client_id": None,
         "log_level": "info",
         "log_format": "text",
+        "otel_exporter_otlp_endpoint": None,
+        "otel_exporter_otlp_protocol": "http/protobuf",
+        "proxy_trace_upstream": False,
     }
     assert settings.hermes_stores == (tmp_path / ".hermes/auth.json",)
 
@@ -104,6 +107,9 @@ READ = {
     "CREDENTIAL_SOURCE": ("HERMES", "hermes"),
     "API_KEY_FALLBACK": ("Off", "off"),
     "LOG_LEVEL": ("DEBUG", "debug"),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("https://box.example:4318/x", "https://box.example:4318/x"),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("grpc", "grpc"),  # of no concern without an endpoint
+    "PROXY_TRACE_UPSTREAM": ("true", True),
 }
 
 
@@ -337,3 +343,25 @@ def test_keys_in_anothers_place(environment: pytest.MonkeyPatch, tmp_path: Path,
     """The keys' file is no other file of the proxy: writing it would cost the login."""
     environment.setenv("PROXY_API_KEYS_FILE", str(tmp_path / ".local/state/grok-oauth-proxy" / name))
     assert refusal().startswith("PROXY_API_KEYS_FILE")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "box.example:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http:///v1"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ],
+)
+def test_traces_that_go_nowhere(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A collector that could not be reached, or not in the language spoken here, is refused by its name."""
+    environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    environment.setenv(name, value)
+    assert refusal().startswith(f"{name} has a bad value")
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "OTEL_SERVICE_NAME", "OTEL_ANYTHING"])
+def test_other_otel_variables(environment: pytest.MonkeyPatch, name: str) -> None:
+    """The standard's many other variables are no misspellings."""
+    environment.setenv(name, "x")
+    load_settings()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from grok_oauth_proxy.asgi import Application, Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
@@ -21,7 +22,7 @@ from grok_oauth_proxy.credentials.oauth import AuthorizationServer
 from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.egress import egress_proxy, tls_context
-from grok_oauth_proxy.errors import StartRefused, StoreProblem
+from grok_oauth_proxy.errors import ConfigurationError, StartRefused, StoreProblem
 from grok_oauth_proxy.events import (
     Event,
     Observer,
@@ -41,7 +42,7 @@ from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
 from grok_oauth_proxy.proxy.key_ring import KeyRing
 from grok_oauth_proxy.proxy.recovery import Recovery
-from grok_oauth_proxy.proxy.upstream import Upstream
+from grok_oauth_proxy.proxy.upstream import Api, Upstream
 from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, RELOADED, Settings
 from grok_oauth_proxy.tasks.background import background
 from grok_oauth_proxy.tasks.prewarm import keep_connections_warm, keep_token_fresh
@@ -50,6 +51,9 @@ from grok_oauth_proxy.web.cors import with_cors
 from grok_oauth_proxy.web.gateway import Gateway
 from grok_oauth_proxy.web.pages import create_pages
 from grok_oauth_proxy.web.ping import ping_models
+
+if TYPE_CHECKING:
+    from grok_oauth_proxy.observe.tracing import Tracing
 
 
 def refuse_unsafe_start(settings: Settings) -> None:
@@ -158,10 +162,12 @@ async def running_app(settings: Settings) -> AsyncIterator[Service]:
     clock = Clock()
     news = News(clock)
     metrics = Metrics(lambda: login.status(), news, shared=settings.proxy_workers > 1)
-    observer = _broadcast(metrics, news)
+    tracing = _tracing(settings)
+    observer = _broadcast(metrics, news, tracing)
     prepare_state(settings, observer)
     tls = tls_context()
     async with (
+        aclosing(tracing) if tracing else nullcontext(),
         control_plane(settings, tls) as http,
         aclosing(_upstream(settings, tls, clock)) as upstream,
     ):
@@ -187,8 +193,9 @@ async def running_app(settings: Settings) -> AsyncIterator[Service]:
             ring=ring,
             admission=Admission(_limits(settings), observer, clock),
             recovery=recovery,
-            upstream=upstream,
+            api=tracing.attempts(upstream) if tracing else upstream,
             pages=pages,
+            tracing=tracing,
             observer=observer,
             clock=clock,
         )
@@ -237,17 +244,18 @@ def _application(
     ring: KeyRing,
     admission: Admission,
     recovery: Recovery,
-    upstream: Upstream,
+    api: Api,
     pages: Application,
+    tracing: Tracing | None,
     observer: Observer,
     clock: Clock,
 ) -> Application:
     """What is made of settings that may change, around what lasts."""
     admission.limits = _limits(settings)
-    api = Proxy(
+    proxy = Proxy(
         admission,
         recovery,
-        upstream,
+        api,
         policy=retry.Policy(settings.upstream_retry_attempts, settings.upstream_retry_delay),
         replay_limit=settings.replay_body_limit,
         observer=observer,
@@ -260,8 +268,9 @@ def _application(
         allowed_origins=settings.proxy_allowed_origins,
         bound_host=settings.proxy_host,
     )
-    gateway = Gateway(door, api, pages, observer=observer, clock=clock)
-    return with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
+    gateway = Gateway(door, proxy, pages, observer=observer, clock=clock)
+    app = with_cors(gateway, settings.proxy_allowed_origins, observer=observer, clock=clock)
+    return tracing.around(app) if tracing else app
 
 
 def _limits(settings: Settings) -> Limits:
@@ -276,14 +285,36 @@ def _upstream(settings: Settings, tls: ssl.SSLContext, clock: Clock) -> Upstream
         connect_timeout=settings.upstream_connect_timeout,
         read_timeout=settings.upstream_read_timeout,
         clock=clock,
+        context=settings.proxy_trace_upstream,
     )
 
 
-def _broadcast(metrics: Metrics, news: News) -> Observer:
+def _tracing(settings: Settings) -> Tracing | None:
+    """None where no traces are wanted: nothing that makes them is loaded then."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return None
+    try:
+        from grok_oauth_proxy.observe.tracing import Tracing
+    except ImportError:
+        raise ConfigurationError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed. Install "
+            "grok-oauth-proxy[otel], or unset it."
+        ) from None
+    return Tracing()
+
+
+def _broadcast(metrics: Metrics, news: News, tracing: Tracing | None) -> Observer:
     def tell(event: Event, /) -> None:
         metrics(event)
         if not isinstance(event, RequestStarted | StreamCounted):  # most of all events, and only numbers
             log_event(event)
             news(event)
 
-    return tell
+    if tracing is None:
+        return tell
+
+    def tell_tracing_too(event: Event, /) -> None:
+        tell(event)
+        tracing(event)
+
+    return tell_tracing_too

@@ -59,7 +59,8 @@ class RequestFinished(NamedTuple):
 
     Times are seconds; `ttfb` is None when no response head was sent, `upstream`, the API's own part of it,
     when the API gave none. `path` is as the client sent it, without the query. `ending` says how the exchange
-    ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy).
+    ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy);
+    `error` is the code of that answer.
     `key` is the name of the client's key; None for PROXY_API_KEY, which has none, and without any.
     """
 
@@ -74,6 +75,7 @@ class RequestFinished(NamedTuple):
     ending: Literal["complete", "truncated", "client_gone", "refused"]
     upstream: float | None = None
     key: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

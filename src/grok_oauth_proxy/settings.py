@@ -31,6 +31,7 @@ _OF_LIBRARIES = re.compile(r"(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy|SSL_CER
 """What the settings file may hold too, though it is no setting."""
 _from_file: set[str] = set()
 """What stands in the environment of this process because the settings file says so."""
+_OTLP = "http/protobuf"
 
 
 class Settings(BaseSettings):
@@ -82,6 +83,9 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_protocol: str = _OTLP
+    proxy_trace_upstream: bool = False
 
     @field_validator("proxy_allowed_hosts", "proxy_allowed_origins", mode="before")
     @classmethod
@@ -196,6 +200,7 @@ def load_settings() -> Settings:
         raise ConfigurationError("No home directory is known. Set HOME.") from None
     _require_a_file_of_its_own(settings)
     _require_key(settings)
+    _require_http_for_traces(settings)
     return settings
 
 
@@ -291,6 +296,21 @@ def _require_key(settings: Settings) -> None:
             )
 
 
+def _require_http_for_traces(settings: Settings) -> None:
+    endpoint = settings.otel_exporter_otlp_endpoint
+    if endpoint is None:
+        return
+    if not re.match(r"https?://[^/\s]", endpoint):
+        raise ConfigurationError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT has a bad value. Write it like http://127.0.0.1:4318, or unset it."
+        )
+    if settings.otel_exporter_otlp_protocol != _OTLP:
+        raise ConfigurationError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL has a bad value: only {_OTLP} is spoken here. Correct or unset it, "
+            "and let OTEL_EXPORTER_OTLP_ENDPOINT name the collector's port for it, 4318 as a rule."
+        )
+
+
 def _guards_the_port(bare: str, squeezed: Iterable[str]) -> bool:
     """Whether a name without its underscores is nearly one of the settings that keep others out."""
     guards = [name for name in squeezed if name.startswith(("PROXY", "GROK"))]
@@ -303,6 +323,8 @@ def _refuse_misspellings(environment: Iterable[str]) -> None:
     squeezed = {name.replace("_", ""): name for name in known}
     for name in sorted(environment):
         bare = name.upper().replace("_", "")
+        if name.upper().startswith("OTEL_"):
+            continue  # a standard of many names
         if name.upper() in known | _OF_OTHERS or not (
             name.upper().startswith(prefixes) or _guards_the_port(bare, squeezed)
         ):

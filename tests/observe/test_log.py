@@ -238,5 +238,6 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "request_id": 'req_"1',
         "ending": "truncated",
         "key": None,
+        "error": None,
     }
     assert trouble == {"message": "It is\ndamaged. [corrupt]"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 from grok_oauth_proxy.proxy.headers import (
@@ -16,12 +18,21 @@ from grok_oauth_proxy.proxy.headers import (
 )
 
 HOST = b"api.x.ai"
+
+
+@dataclass
+class Api:
+    host: bytes = HOST
+    context: bool = False
+
+
+API = Api()
 CANARY = b"canary-of-the-client"
 
 
 def sent(*client: tuple[bytes, bytes]) -> Headers:
     headers = list(client)
-    return request_headers(headers, body_framing(first_values(headers)), host=HOST, bearer=b"ours")
+    return request_headers(headers, body_framing(first_values(headers)), to=API, bearer=b"ours")
 
 
 def returned(*upstream: tuple[bytes, bytes]) -> Headers:
@@ -97,13 +108,21 @@ KEPT = [
     (b"x-twice", b"two"),
     (b"x-empty", b""),
     (b"x-authorization-hint", b"none"),
-    (b"traceparent", b"00-1-2-3"),
 ]
+
+CONTEXT = [(b"traceparent", b"00-1-2-3"), (b"tracestate", b"a=1"), (b"baggage", b"b=2")]
 
 
 def test_the_rest_goes_through() -> None:
     """Everything else arrives byte for byte, in order, repeated where it was repeated."""
     assert [pair for pair in sent(*KEPT) if pair in KEPT] == KEPT
+
+
+def test_trace_context() -> None:
+    """The client's trace context (W3C) ends here, unless it is asked to go on."""
+    assert [name for name, _ in sent(*CONTEXT)] == [b"host", b"authorization"]
+    going_on = request_headers(CONTEXT, [], to=replace(API, context=True), bearer=b"ours")
+    assert going_on[1:-1] == CONTEXT
 
 
 @pytest.mark.parametrize(
@@ -137,7 +156,7 @@ def test_codings() -> None:
     """What the client accepts is asked for as it was said; a plain answer replaces all of it."""
     client = [(b"accept-encoding", b"br, GZIP;q=0.5"), (b"x-other", b"1"), (b"accept-encoding", b"zstd")]
     assert [item for item in sent(*client) if item in client] == client
-    asked = request_headers(client, [], host=HOST, bearer=b"ours", plain=True)
+    asked = request_headers(client, [], to=API, bearer=b"ours", plain=True)
     assert [item for item in asked if item[0].lower() == b"accept-encoding"] == [
         (b"accept-encoding", b"identity")
     ]

@@ -99,13 +99,18 @@ def prometheus(proxy: Proxy, folder: Path) -> Iterator[Prometheus]:
 
 
 def work(proxy: Proxy, sim: Sim) -> None:
-    """Some of everything: answers, a stream, refusals of every kind, failures, a refresh that fails and one
-    that does not."""
+    """Some of everything: answers, streams and one too many, refusals of every kind, failures, a refresh that
+    fails and one that does not."""
     question = {"model": "grok-4", "messages": [{"role": "user", "content": "x"}]}
     key = {"authorization": f"Bearer {KEY}"}
     for stream in (False, True):
         answer = proxy.http.post("/v1/chat/completions", json={**question, "stream": stream}, headers=key)
         assert answer.status_code == 200
+    streamed = {**question, "stream": True}
+    held = proxy.http.stream("POST", "/v1/chat/completions", json=streamed, headers={**key, "x-sim": "hang"})
+    with held as answer:
+        assert answer.status_code == 200
+        assert proxy.http.post("/v1/chat/completions", json=streamed, headers=key).status_code == 503
     for number, directive in enumerate(LOAD):
         proxy.http.post(f"/v1/echo/{number}", headers={**key, "x-sim": directive})
     proxy.http.get("/v1/models")  # without the key
@@ -121,7 +126,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         home.write_store(provider_store(sim.login(access_lifetime=4)))
         sim.http.post("/_sim/token-faults", json={"kind": "502-html", "times": 1}).raise_for_status()
         with (
-            proxy_running(home, sim, PROXY_API_KEY=KEY, PROXY_HOST="0.0.0.0") as proxy,
+            proxy_running(home, sim, PROXY_API_KEY=KEY, PROXY_HOST="0.0.0.0", PROXY_MAX_STREAMS=1) as proxy,
             prometheus(proxy, tmp_path_factory.mktemp("prometheus")) as watching,
         ):
             work(proxy, sim)

@@ -27,6 +27,7 @@ def request_line(at: float, event: RequestFinished) -> str:
         request_id=event.request_id,
         ending=event.ending,
         key=event.key,
+        error=event.error,
     )
 
 

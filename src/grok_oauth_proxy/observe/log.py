@@ -71,7 +71,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if (second := int(at)) != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-        method, path, status, duration, _, count_in, count_out, request_id, ending, _, key = event
+        method, path, status, duration, _, count_in, count_out, request_id, ending, _, key, _ = event
         if not _is_plain(path + request_id):
             path, request_id = _shown(path), _shown(request_id)
         return (

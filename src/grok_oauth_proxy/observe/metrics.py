@@ -38,7 +38,7 @@ from grok_oauth_proxy.observe.processes import Processes
 
 _disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
 
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 
 _TOGETHER: Final = 500
@@ -46,7 +46,7 @@ _TOGETHER: Final = 500
 _SHARED_WITHIN: Final = 0.05
 """Seconds after which another process knows of a request."""
 
-_PAGES: Final = ("/health", "/metrics")
+PAGES: Final = ("/health", "/metrics")
 """Asked so often that their times would hide those of a few slow answers."""
 
 _MOST_KEYS: Final = 400
@@ -54,7 +54,7 @@ _MOST_KEYS: Final = 400
 _FURTHER_KEYS: Final = "(further)"  # no key can have this name
 
 _ROUTES: Final = (
-    *_PAGES,
+    *PAGES,
     "/v1/api-key",
     "/v1/audio/speech",
     "/v1/audio/transcriptions",
@@ -249,10 +249,10 @@ class Metrics:
         self._streams_open.set(self._streams)
         finished, self._finished = self._finished, []
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
-            labels = method if method in _METHODS else "other", route_label(path), str(status)
+            labels = method if method in METHODS else "other", route_label(path), str(status)
             self._requests.labels(*labels).inc(count)
         self._settle_keys(finished)
-        timed = [event for event in finished if event.path not in _PAGES]
+        timed = [event for event in finished if event.path not in PAGES]
         self._duration.observe_all([event.duration for event in timed])
         self._ttfb.observe_all([event.ttfb for event in timed if event.ttfb is not None])
 

@@ -55,6 +55,7 @@ class Exchange:
     _ttfb: float | None = None
     _status = 499  # until a head is sent: the client closed the request (nginx's number for it)
     _bytes_out = 0
+    _error: str | None = None
     upstream_took: float | None = None
     """Seconds from sending the request, for the last time, to the head of the API's answer."""
 
@@ -150,7 +151,7 @@ class Exchange:
 
     async def refuse(self, error: ProxyError) -> None:
         """Answer with an error of our own; nothing may have been sent before."""
-        self.ending = "refused"
+        self.ending, self._error = "refused", error.code
         self.request_id = new_request_id()
         self._head_goes_out(error.status)
         self._bytes_out = await send_error(self._send, error, self.request_id)
@@ -181,6 +182,7 @@ class Exchange:
             self.ending,
             self.upstream_took,
             self.key,
+            self._error,
         )
 
     def _head_goes_out(self, status: int) -> None:

@@ -24,7 +24,7 @@ from grok_oauth_proxy.proxy.recovery import CURABLE, Recovery, Step
 from grok_oauth_proxy.proxy.rejections import RATE_LIMIT, STALE_TOKEN
 from grok_oauth_proxy.proxy.replies import unavailable
 from grok_oauth_proxy.proxy.target import upstream_target
-from grok_oauth_proxy.proxy.upstream import Request, Upstream, UpstreamFailure
+from grok_oauth_proxy.proxy.upstream import Api, Request, UpstreamFailure
 
 
 class Proxy:
@@ -34,7 +34,7 @@ class Proxy:
         self,
         admission: Admission,
         recovery: Recovery,
-        upstream: Upstream,
+        upstream: Api,
         *,
         policy: retry.Policy,
         replay_limit: int,
@@ -165,10 +165,10 @@ class Proxy:
         return plain
 
     def _request(self, exchange: Exchange, target: bytes, token: Token, *, plain: bool = False) -> Request:
-        host, handshake = self._upstream.host, exchange.handshake
+        to, handshake = self._upstream, exchange.handshake
         added = handshake.headers if handshake else exchange.framing
         bearer = None if exchange.brings_secret else token.bearer.get_secret_value().encode("ascii")
-        headers = request_headers(exchange.headers, added, host=host, bearer=bearer, plain=plain)
+        headers = request_headers(exchange.headers, added, to=to, bearer=bearer, plain=plain)
         body = exchange.body.outgoing() if exchange.framing else None
         return Request(exchange.method, target, headers, body, upgrade=handshake is not None)
 

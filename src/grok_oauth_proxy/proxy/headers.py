@@ -7,7 +7,7 @@ goes out; our bearer is set last. Names are in lower case: those who read them f
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -42,6 +42,9 @@ _FORWARDING: Final = frozenset({b"forwarded", b"x-real-ip", b"via"})
 # Set anew for the upstream connection; `expect` was already answered by the server (RFC 9110 §10.1.1).
 _REFRAMED: Final = frozenset({b"host", b"content-length", b"expect"})
 _NOT_SENT: Final = _HOP_BY_HOP | _CREDENTIALS | _OFFERED | _FORWARDING | _REFRAMED
+# They tell whose requests belong together, which the API need not know (W3C Trace Context, Privacy).
+_CONTEXT: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
+_DROPPED: Final = {False: _NOT_SENT | _CONTEXT, True: _NOT_SENT}
 _CODINGS: Final = frozenset({b"accept-encoding"})
 _NONE: Final[frozenset[bytes]] = frozenset()
 # alt-svc would send clients to an h3 port that is not ours; cookies belong to nobody here.
@@ -50,19 +53,26 @@ _NOT_RETURNED: Final = _HOP_BY_HOP | {b"alt-svc", b"set-cookie", b"set-cookie2"}
 _NOT_TRAILERS: Final = _NOT_RETURNED | {b"content-length", b"content-encoding", b"content-type"}
 
 
+class Destination(Protocol):
+    """Where requests go: its name, and whether it gets the clients' trace context."""
+
+    host: bytes
+    context: bool
+
+
 def request_headers(
-    client: Headers, added: Headers, *, host: bytes, bearer: bytes | None, plain: bool = False
+    client: Headers, added: Headers, *, to: Destination, bearer: bytes | None, plain: bool = False
 ) -> Headers:
     """The client's headers as the API gets them; `added`: the framing of the body, or a handshake.
 
     `bearer` is None for a WebSocket that brings its own credential. `plain`: ask for an answer without
     content coding, whatever the client accepts.
     """
-    dropped = _with(_NOT_SENT, connection_options(client))
+    dropped = _with(_DROPPED[to.context], connection_options(client))
     if plain:
         dropped |= _CODINGS
     return [
-        (b"host", host),
+        (b"host", to.host),
         *[item for item in client if item[0] not in dropped and item[0][:12] != b"x-forwarded-"],
         *([(b"accept-encoding", b"identity")] if plain else ()),
         *added,

@@ -33,7 +33,7 @@ class Gateway:
         try:
             scope["state"]["guest"] = self._door.admit(scope)
         except ProxyError as error:
-            app = told(_refusal(error), self._observer, self._clock, ending="refused")
+            app = told(_refusal(error), self._observer, self._clock, refusal=error.code)
         else:
             app = self._api if is_api_path(scope["raw_path"]) else self._pages
         return app(scope, receive, send)
@@ -44,9 +44,13 @@ def told(
     observer: Observer,
     clock: Clock,
     *,
-    ending: Literal["complete", "refused"] = "complete",
+    refusal: str | None = None,
 ) -> Application:
-    """`app`, its requests told as events, its answers with a request id, its bugs answered."""
+    """`app`, its requests told as events, its answers with a request id, its bugs answered.
+
+    `refusal`: the code of the error that it answers all of them with.
+    """
+    ending: Literal["complete", "refused"] = "complete" if refusal is None else "refused"
 
     async def telling(scope: Scope, receive: Receive, send: Send) -> None:
         began = clock.monotonic()
@@ -90,6 +94,7 @@ def told(
                     request_id,
                     ending,
                     key=key,
+                    error=refusal,
                 )
             )
 

@@ -26,7 +26,7 @@ async def ping_models(tokens: TokenProvider, upstream: Upstream, clock: Clock) -
         async with asyncio.timeout(_PATIENCE):
             token = await tokens.get()
             bearer = token.bearer.get_secret_value().encode("ascii")
-            headers = request_headers([], [], host=upstream.host, bearer=bearer)
+            headers = request_headers([], [], to=upstream, bearer=bearer)
             answer = await upstream.send(Request("GET", upstream.base_path + b"/models", headers, None))
     except TimeoutError:
         return result(None, "timeout")

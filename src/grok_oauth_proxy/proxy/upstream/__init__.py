@@ -2,6 +2,6 @@
 
 from grok_oauth_proxy.proxy.upstream.answer import Answer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
-from grok_oauth_proxy.proxy.upstream.pool import Upstream
+from grok_oauth_proxy.proxy.upstream.pool import Api, Upstream
 
-__all__ = ["Answer", "Request", "Upstream", "UpstreamFailure"]
+__all__ = ["Answer", "Api", "Request", "Upstream", "UpstreamFailure"]

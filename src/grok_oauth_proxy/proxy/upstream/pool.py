@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from grok_oauth_proxy.clock import Clock
@@ -20,8 +20,19 @@ _RENEWED_BEFORE: Final = 10.0
 _SWEEP_EVERY: Final = 5.0
 
 
+class Api(Protocol):
+    """Who asks the API: `Upstream`, or something around it."""
+
+    host: bytes
+    base_path: bytes
+    context: bool
+
+    async def send(self, request: Request, /) -> Answer: ...
+
+
 class Upstream:
     """Keep-alive connections to one origin, the one used last first. `base_url` has no trailing slash.
+    `context`: it gets the clients' trace context.
 
     No upper bound on busy ones: a stream may last an hour, and the next request must not wait for it.
     """
@@ -35,7 +46,9 @@ class Upstream:
         connect_timeout: float,
         read_timeout: float,
         clock: Clock,
+        context: bool = False,
     ) -> None:
+        self.context = context
         parts = urlsplit(base_url)
         self.host = parts.netloc.encode("ascii")
         self.base_path = parts.path.encode("ascii")
