@@ -16,8 +16,6 @@ import aiohappyeyeballs
 import certifi
 import httpcore
 import httpx
-from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
-from python_socks.async_.asyncio import Proxy
 
 from grok_oauth_proxy.errors import ConfigurationError
 
@@ -82,6 +80,10 @@ async def tunnel(proxy: str, host: str, port: int) -> socket.socket:
     """A connection to `host` through `proxy`, as `egress_proxy` gives it; raises OSError."""
     if proxy.startswith("http:"):
         return await _connect_tunnel(urlsplit(proxy), host, port)
+    # Few have such a proxy, and nobody else is to wait for it at every start.
+    from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+    from python_socks.async_.asyncio import Proxy
+
     try:
         sock: socket.socket = await Proxy.from_url(proxy, rdns=True).connect(host, port)
     except (ProxyConnectionError, ProxyTimeoutError) as error:

@@ -106,7 +106,8 @@ class Path:
         return sum(isinstance(decision, Refresh) for decision in self.decisions)
 
 
-AGES = (0.0, 0.237, 5.0, YOUNG - 0.01, YOUNG, 600.0)
+AGES = (0.0, 5.0, YOUNG - 0.01, YOUNG)
+"""Only whether a token is young counts; with each age more the paths are thrice as many."""
 DURATIONS = (0.0, 0.3, 1.0, 1.99, 3.0)
 """Seconds a refresh takes; the caller waits for as much of it as the budget allows."""
 

@@ -1,4 +1,4 @@
-"""An hour in a minute: tokens that live for seconds, faults by chance, and constant traffic.
+"""An hour in half a minute: tokens that live for seconds, faults by chance, and constant traffic.
 
 SURVIVAL_SOAK_SECONDS=3600 makes it a real hour; SURVIVAL_SOAK_SEED=N repeats the chances of another run.
 """
@@ -25,7 +25,7 @@ from tests.survival.scene import assert_intact, assert_served, expire_access, qu
 from tests.survival.test_token_endpoint import FAILURES
 from tests.test_workers import wait_until
 
-SECONDS = float(os.environ.get("SURVIVAL_SOAK_SECONDS", "40"))
+SECONDS = float(os.environ.get("SURVIVAL_SOAK_SECONDS", "20"))
 SEED = int(os.environ.get("SURVIVAL_SOAK_SEED", "0")) or secrets.randbelow(10**6)
 
 LIFE = 5.0

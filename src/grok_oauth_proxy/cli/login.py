@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 
@@ -25,6 +24,8 @@ def login(browser: bool) -> None:
                 130 given up
     """
     # Imported here, so that `--help` and other commands do not wait for these.
+    import asyncio
+
     from grok_oauth_proxy.cli import signing_in
     from grok_oauth_proxy.settings import load_settings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +24,8 @@ def logout(yes: bool) -> None:
                 2 a setting is wrong
                 3 login.json cannot be read or written
     """
+    import asyncio
+
     from grok_oauth_proxy.credentials.own import OwnStore
     from grok_oauth_proxy.settings import load_settings
 
