@@ -34,12 +34,13 @@ make_environment() {
     fi
 }
 
-# install_into DIR ARGUMENT...: like pip install, by uv when present.
+# install_into DIR ARGUMENT...: like pip install, by uv when present. Bytecode is made here, once: a service that may
+# not write where it is installed would otherwise compile everything at each start.
 install_into() {
     local directory=$1
     shift
     if command -v uv >/dev/null 2>&1; then
-        uv pip install --quiet --python "$directory/bin/python" "$@"
+        uv pip install --quiet --compile-bytecode --python "$directory/bin/python" "$@"
     else
         "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
     fi || fail "Installing failed. Check the network and the message above, then run this again."

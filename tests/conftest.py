@@ -10,6 +10,15 @@ import pytest
 from tests.harness import Home, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim, running
 
+SLOW = ("tests", "survival", "hermes", "cli", "moving")
+"""Folders whose tests mostly wait for processes, the slowest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first: at the end no worker is left alone with a long one."""
+    rank = {folder: place for place, folder in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(SLOW)))
+
 
 @pytest.fixture(scope="module")
 def shared_sim() -> Iterator[Sim]:
