@@ -17,11 +17,14 @@ def serve(worker: tuple[int, ...]) -> None:
 
     All settings come from the environment; the README lists them.
     """
-    # Imported here, so that `--help` and other commands do not wait for the server's libraries.
-    from grok_oauth_proxy import daemon
+    # Imported here, so that `--help` and other commands do not wait for the server's libraries, and after the
+    # settings are read: a wrong one is told at once.
     from grok_oauth_proxy.settings import load_settings
+
+    settings = load_settings()
+    from grok_oauth_proxy import daemon
 
     # What is there now stays: a full look for garbage leaves it out, and holds up requests for no time.
     gc.freeze()
     gc.set_threshold(700)  # Python's own
-    sys.exit(daemon.run(load_settings(), workers_sockets=worker))
+    sys.exit(daemon.run(settings, workers_sockets=worker))
