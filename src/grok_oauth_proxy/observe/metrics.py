@@ -1,7 +1,4 @@
-"""Prometheus metrics, counted from events. Every label value comes from a fixed set.
-
-But for the names of clients' keys: they are the user's own, and only so many are told apart.
-"""
+"""Prometheus metrics, counted from events. Every label value comes from a fixed set."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.events import (
     FAILURES,
+    LIMITS,
     REJECTIONS,
     Event,
     KeyUsedInstead,
@@ -33,6 +31,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.observe.gauges import Gauges
+from grok_oauth_proxy.observe.key_metrics import KeyMetrics
 from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.observe.processes import Processes
 
@@ -48,10 +47,6 @@ _SHARED_WITHIN: Final = 0.05
 
 _PAGES: Final = ("/health", "/metrics")
 """Asked so often that their times would hide those of a few slow answers."""
-
-_MOST_KEYS: Final = 400
-"""Names of keys that are told apart; twice as many as there may be at once, since some are revoked."""
-_FURTHER_KEYS: Final = "(further)"  # no key can have this name
 
 _ROUTES: Final = (
     *_PAGES,
@@ -137,8 +132,7 @@ class Metrics:
             return _Latencies(name, text, registry=registry, buckets=_LATENCY)
 
         self._open = self._streams = 0
-        self._open_by_key: Counts[str] = Counts()
-        self._keys: set[str] = set()
+        self._keys = KeyMetrics(registry)
         self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
@@ -159,14 +153,6 @@ class Metrics:
             "proxy_streams_open", "Streams being answered", registry=registry, multiprocess_mode="livesum"
         )
         self._refused = counter("proxy_refused_total", "Requests refused because of a limit", "reason")
-        self._key_requests = counter("proxy_key_requests_total", "Requests of a named key", "key", "status")
-        self._key_in_flight = Gauge(
-            "proxy_key_requests_in_flight",
-            "Its requests being answered",
-            ["key"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
         self._gauges = Gauges(registry, status, news)
         self._refreshed = counter("proxy_oauth_refresh_success_total", "Token refreshes that gave a token")
         self._refresh_failed = counter("proxy_oauth_refresh_failure_total", "Those that did not", "reason")
@@ -184,7 +170,8 @@ class Metrics:
         self._errors = counter("proxy_upstream_errors_total", "Attempts without a whole answer", "kind")
         self._rejections = counter("proxy_upstream_rejections_total", "Answers that refused", "kind")
         # From zero on: of a series that begins with 1, Prometheus sees no increase.
-        for counted, kinds in ((self._errors, FAILURES), (self._rejections, REJECTIONS)):
+        known = ((self._errors, FAILURES), (self._rejections, REJECTIONS), (self._refused, LIMITS))
+        for counted, kinds in known:
             for kind in kinds:
                 counted.labels(kind)
         self._key_used = counter("proxy_api_key_fallback_total", "Requests sent with the API key instead")
@@ -193,14 +180,14 @@ class Metrics:
         if isinstance(event, RequestFinished):
             self._open -= 1
             if event.key is not None:
-                self._open_by_key[event.key] -= 1
+                self._keys.ended(event.key)
             self._finished.append(event)
             if len(self._finished) >= _TOGETHER:
                 self.settle()
         elif isinstance(event, RequestStarted):
             self._open += 1
             if event.key is not None:
-                self._open_by_key[event.key] += 1
+                self._keys.began(event.key)
         elif isinstance(event, StreamCounted):
             self._streams += event.change
         else:
@@ -251,24 +238,7 @@ class Metrics:
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in _METHODS else "other", route_label(path), str(status)
             self._requests.labels(*labels).inc(count)
-        self._settle_keys(finished)
+        self._keys.settle(finished)
         timed = [event for event in finished if event.path not in _PAGES]
         self._duration.observe_all([event.duration for event in timed])
         self._ttfb.observe_all([event.ttfb for event in timed if event.ttfb is not None])
-
-    def _settle_keys(self, finished: list[RequestFinished]) -> None:
-        served = Counts((e.key, e.status // 100) for e in finished if e.key is not None)
-        for (key, kind), count in served.items():
-            self._key_requests.labels(self._key_label(key), f"{kind}xx").inc(count)
-        open_now: Counts[str] = Counts()
-        for key, count in self._open_by_key.items():
-            open_now[self._key_label(key)] += count
-        for label, count in open_now.items():
-            self._key_in_flight.labels(label).set(count)
-        if len(self._open_by_key) > _MOST_KEYS:
-            self._open_by_key = +self._open_by_key
-
-    def _key_label(self, key: str) -> str:
-        if key not in self._keys and len(self._keys) < _MOST_KEYS:
-            self._keys.add(key)
-        return key if key in self._keys else _FURTHER_KEYS
