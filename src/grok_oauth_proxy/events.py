@@ -20,6 +20,8 @@ FAILURES: Final = (
     "unreachable",
 )
 """Kinds of `UpstreamFailed`."""
+LIMITS: Final = ("key_busy", "key_rate_limited", "requests", "streams")
+"""Reasons of `RequestRefused`."""
 REJECTIONS: Final = (
     "content",
     "entitlement",
@@ -42,7 +44,7 @@ class RequestStarted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RequestRefused:
-    """A request was refused because of a limit; `reason` is from a fixed set and names it."""
+    """A request was refused because of a limit; `reason` is one of `LIMITS`."""
 
     reason: str
 
