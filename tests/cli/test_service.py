@@ -28,7 +28,10 @@ echo "$@" >> "$HOME/asked"
 case "$*" in
     *" show "*) echo ActiveState=inactive ;;
     *restart*service) exit "${RESTART:-0}" ;;
-    print*) echo "	state = running"; echo "	pid = 7" ;;
+    bootstrap*) touch "$HOME/loaded" ;;
+    bootout*) rm "$HOME/loaded"; exit 36 ;; # "operation now in progress"
+    "print gui/"*/*) [ -e "$HOME/loaded" ] && echo "	state = running" && echo "	pid = 7" ;;
+    print*) echo domain ;;
 esac
 """
 
@@ -224,8 +227,10 @@ def test_launchd(home: Home) -> None:
     assert agent["StandardErrorPath"] == f"{home.path}/Library/Logs/grok-oauth-proxy.log"
     domain = f"gui/{os.getuid()}"
     label = f"{domain}/local.grok-oauth-proxy"
-    begun = [f"bootout {label}", f"enable {label}", f"bootstrap {domain} {home.path / AGENT}"]
+    begun = [f"enable {label}", f"bootstrap {domain} {home.path / AGENT}"]
     assert asked(home) == begun
+    assert run(env, "service", "install", "--platform", "launchd").returncode == 0
+    assert asked(home) == [*begun, f"bootout {label}", *begun]
 
     (home.path / "Library/Logs").mkdir()
     (home.path / "Library/Logs/grok-oauth-proxy.log").write_text("first\nlast\n")

@@ -12,6 +12,7 @@ import click
 from grok_oauth_proxy.cli.running import Running, find_running
 from grok_oauth_proxy.cli.service import files
 from grok_oauth_proxy.cli.service.carrying import carry, to_carry
+from grok_oauth_proxy.cli.service.launchd import wait_for_bootout
 from grok_oauth_proxy.cli.service.looking import is_active, last_lines, when_it_starts
 from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twin
 from grok_oauth_proxy.cli.service.person import is_root, living_as
@@ -20,8 +21,8 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.moving.surroundings import service_environment
 from grok_oauth_proxy.settings import Settings, load_settings
 
-_STARTS_WITHIN: Final = 120.0
-"""Seconds; the unit gives a stop 90 s."""
+_DONE_WITHIN: Final = 180.0
+"""Seconds; the unit gives a stop 90 s, and a start 60 s."""
 
 
 def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
@@ -171,13 +172,13 @@ def run_all(commands: Sequence[Sequence[str]]) -> None:
                 env=service_environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=_STARTS_WITHIN,
+                timeout=_DONE_WITHIN,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = getattr(error, "strerror", None) or "no end in time"
             raise ProxyError(f"`{shown}` failed: {reason}.", code="command_failed") from None
-        if ended.returncode:
+        if not wait_for_bootout(command) and ended.returncode:
             lines = ended.stderr.decode("utf-8", "replace").strip().splitlines()
             told = lines[0].rstrip(".") if lines else f"exit code {ended.returncode}"
             raise ProxyError(f"`{shown}` failed: {told}.", code="command_failed")

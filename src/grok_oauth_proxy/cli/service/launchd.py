@@ -8,6 +8,8 @@ from __future__ import annotations
 import plistlib
 import re
 import subprocess
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +26,9 @@ from grok_oauth_proxy.settings import Settings
 LABEL: Final = "local.grok-oauth-proxy"
 _PLIST: Final = f"{LABEL}.plist"
 _PATIENCE: Final = 5.0
+_ENDS_WITHIN: Final = 100.0
+"""Seconds; the agent gives an end 90 s."""
+_POLL: Final = 0.2
 _SHOWN: Final = re.compile(r"^\s*(state|pid|runs|last exit code) = (.+)$", re.MULTILINE)
 
 
@@ -59,7 +64,6 @@ class Launchd:
         agent = plistlib.loads((files("grok_oauth_proxy") / "services" / _PLIST).read_bytes())
         agent["ProgramArguments"] = [*places.program, "serve"]
         agent["StandardOutPath"] = agent["StandardErrorPath"] = str(self.log_file)
-        agent["EnvironmentVariables"]["HOME"] = str(self.person.home)
         text = plistlib.dumps(agent, sort_keys=False).decode()
         own = f"<!-- {MARK}{places.settings_file} -->\n"
         return [File(self.service_file, text.replace("<plist ", f"{own}<plist ", 1))]
@@ -101,6 +105,18 @@ class Launchd:
                 "run this again there.",
                 code="no_manager",
             )
+
+
+def wait_for_bootout(command: Sequence[str]) -> bool:
+    """Whether `command` is a bootout that has come to its end; it goes on after launchctl has returned."""
+    if command[:2] != ["launchctl", "bootout"]:
+        return False
+    deadline = time.monotonic() + _ENDS_WITHIN
+    while _ask("print", command[2]) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL)
+    return True
 
 
 def _ask(*arguments: str) -> str | None:
