@@ -46,3 +46,8 @@ def test_every_rule_says_what_to_do() -> None:
     for rule in rules:
         for part in ("severity: ", "summary: ", "description: "):
             assert part in rule
+
+
+def test_the_table_is_whole() -> None:
+    """The page about them has a row for each alert, and for no other."""
+    assert set(re.findall(r"^\| `(GrokProxy\w+)` \|", DOCS.read_text(), re.MULTILINE)) == alerts()

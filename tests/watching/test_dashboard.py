@@ -178,6 +178,18 @@ def test_alerts_know_the_metrics(watched: Prometheus) -> None:
     assert states["GrokProxyDown"] == "inactive"
 
 
+def test_every_metric_is_explained(watched: Prometheus) -> None:
+    """The page about them names every metric that the proxy tells."""
+    page = (SERVICES.parent / "docs/watching.md").read_text()
+    named = set(re.findall(r"`((?:proxy|process)_\w+)`", page))
+    named |= {f"proxy_oauth_401_refresh_{outcome}_total" for outcome in ("success", "failure")}
+    told = {
+        re.sub(r"_(bucket|sum|count)$", "", sample["metric"]["__name__"])
+        for sample in watched.ask('{job="grok-oauth-proxy", __name__=~"(proxy|process)_.+"}')
+    }
+    assert told <= named
+
+
 def test_board_can_be_imported() -> None:
     """What Grafana wants of a dashboard: panels with ids of their own, and its data source as a variable."""
     ids = [panel["id"] for panel in BOARD["panels"]]
