@@ -80,7 +80,7 @@ def command(name: str, state: str, *, codes: tuple[int, ...] = (0,)) -> Particip
         def run_it() -> None:
             ended = run(env, name)
             assert (ended.returncode in codes, ended.stderr) == (True, ""), ended.stdout + ended.stderr
-            time.sleep(20 * _PAUSE)
+            time.sleep(40 * _PAUSE)
 
         yield Owner(run_it)
 
