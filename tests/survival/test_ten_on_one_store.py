@@ -1,12 +1,8 @@
-"""Ten processes and more on one store: Hermes, proxies, workers, commands, for hundreds of rotations.
-
-SURVIVAL_ROTATIONS=500 makes it a thousand in all.
-"""
+"""Ten processes and more on one store: Hermes, proxies, workers, commands, for a thousand rotations."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
@@ -15,7 +11,7 @@ from tests.hermes.rig import SHAPES, SHORT_LIFE, Rig, Shape
 from tests.hermes.test_hermes_sharing import STRANGE
 from tests.survival.crowd import Crowd, Participant, command, hermes, proxy, reader
 
-ROTATIONS = int(os.environ.get("SURVIVAL_ROTATIONS", "250"))
+ROTATIONS = 500
 """For each of the two shapes."""
 PATIENCE = 150.0
 """Seconds for all of them. A quiet machine needs a tenth of it."""
@@ -38,7 +34,7 @@ TAKING_PART: dict[Shape, tuple[Participant, ...]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ten_on_one_store(rig: Rig, shape: Shape) -> None:
-    """Of hundreds of links none is spent twice, no answer fails, no key is lost, no read is torn."""
+    """Of five hundred links none is spent twice, no answer fails, no key is lost, no read is torn."""
     rig.login(shape)
     rig.home.write_store(with_strangers(rig.home.read_store()))
     before = strangers(rig.home.read_store())
