@@ -56,28 +56,15 @@ def told(
         began = clock.monotonic()
         guest: Guest | None = scope["state"].get("guest")
         key = None if guest is None else guest.name
-        status, count, request_id = 500, 0, ""
-
-        async def counted(message: Message) -> None:
-            nonlocal status, count, request_id
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                request_id = (header(message["headers"], b"x-request-id") or b"").decode("latin-1")
-                if not request_id:
-                    request_id = new_request_id()
-                    own = (b"x-request-id", request_id.encode())
-                    message = {**message, "headers": [*message["headers"], own]}
-            count += len(message.get("body", b""))
-            await send(message)
-
+        answer = _Answer(send)
         observer(RequestStarted(key))
         try:
-            await app(scope, receive, counted)
+            await app(scope, receive, answer)
         except Exception as error:  # noqa: BLE001 - a bug in a page must be told, and answered
             log_bug("A page failed.", error)
-            if not request_id:
+            if not answer.request_id:
                 failure = ProxyError("The proxy failed to handle this request.", code="internal_error")
-                await send_error(counted, failure, new_request_id())
+                await send_error(answer, failure, new_request_id())
         finally:
             duration = clock.monotonic() - began
             # An address in a path's place may carry a login.
@@ -86,12 +73,12 @@ def told(
                 RequestFinished(
                     scope["method"],
                     path,
-                    status,
+                    answer.status,
                     duration,
                     duration,
                     0,
-                    count,
-                    request_id,
+                    answer.count,
+                    answer.request_id,
                     ending,
                     key=key,
                     error=refusal,
@@ -99,6 +86,28 @@ def told(
             )
 
     return telling
+
+
+class _Answer:
+    """Sends an answer on, with a request id of ours if it has none, and knows what was sent."""
+
+    status = 500
+    count = 0
+    request_id = ""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.request_id = (header(message["headers"], b"x-request-id") or b"").decode("latin-1")
+            if not self.request_id:
+                self.request_id = new_request_id()
+                own = (b"x-request-id", self.request_id.encode())
+                message = {**message, "headers": [*message["headers"], own]}
+        self.count += len(message.get("body", b""))
+        await self._send(message)
 
 
 def _refusal(error: ProxyError) -> Application:
