@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from pydantic import SecretStr
 
 from grok_oauth_proxy.cli.clients import Endpoint
 from grok_oauth_proxy.credentials.api_key import ApiKey
+from grok_oauth_proxy.credentials.client_keys import ClientKey, KeysFile
 from grok_oauth_proxy.credentials.oauth import Refreshed
 from grok_oauth_proxy.credentials.token import Grant, read_token
 from grok_oauth_proxy.moving.books import Books
 from grok_oauth_proxy.moving.document import Document
 from grok_oauth_proxy.moving.surroundings import KEYS
 from grok_oauth_proxy.proxy.front_door import FrontDoor
+from grok_oauth_proxy.proxy.key_ring import KeyRing
 from grok_oauth_proxy.proxy.replies import new_request_id
 from grok_oauth_proxy.proxy.upstream import Request
 from grok_oauth_proxy.settings import Settings
@@ -126,7 +129,9 @@ def test_reprs() -> None:
         Grant(read_token(canary), SecretStr(canary)),
         ApiKey(SecretStr(canary), print),
         Refreshed(Grant(read_token(canary), SecretStr(canary)), rotated=True),
-        FrontDoor(api_key=canary, allowed_hosts=(), allowed_origins=(), bound_host="127.0.0.1"),
+        ring := KeyRing(KeysFile(Path("/nowhere/keys.json")), print, time.monotonic),
+        FrontDoor(api_key=canary, ring=ring, allowed_hosts=(), allowed_origins=(), bound_host="127.0.0.1"),
+        ClientKey("app", canary.encode(), "2026-07-20T12:00:00Z"),
     ]
     assert [thing for thing in map(repr, objects) if canary in thing] == []
     assert [thing for thing in map(str, objects) if canary in thing] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -11,13 +12,25 @@ from tests.harness import Home, Proxy, environment, provider_store, proxy_runnin
 from tests.sim.harness import Sim
 
 KEY = "canary-of-the-proxy-key"
+NAMED_KEY = "gop_" + "canary-of-a-named-key".ljust(43, "x")
+DIGEST = hashlib.sha256(NAMED_KEY.encode()).hexdigest()
 CLIENT_SECRETS = {
     "Authorization": f"Bearer {KEY}",
     "Cookie": "session=canary-cookie",
     "X-Api-Key": "canary-client-key",
+    "X-Proxy-Api-Key": NAMED_KEY,
     "Proxy-Authorization": "Basic canary-basic",
 }
-CANARIES = {KEY, "canary-cookie", "canary-client-key", "canary-basic", "canary-query", "canary-body"}
+CANARIES = {
+    KEY,
+    NAMED_KEY,
+    DIGEST,
+    "canary-cookie",
+    "canary-client-key",
+    "canary-basic",
+    "canary-query",
+    "canary-body",
+}
 
 
 def tokens_of(home: Home) -> set[str]:
@@ -67,10 +80,14 @@ def test_nothing_that_is_emitted_holds_a_secret(home: Home, own_sim: Sim) -> Non
     home.write_store(provider_store(own_sim.login(access_lifetime=6)))
     secrets = tokens_of_login(home)
     with proxy_running(home, own_sim, PROXY_API_KEY=KEY, LOG_LEVEL="debug") as proxy:
+        named = {"name": "me", "sha256": DIGEST, "added_at": "2026-07-20T12:00:00Z"}
+        home.state.with_name("keys.json").write_text(json.dumps({"version": 1, "keys": [named]}))
         own_sim.http.get("/_sim/wait?counter=refreshes&n=1&timeout=10", timeout=15)
         proxy.err.wait_for("The access token was refreshed")
         said = talk(proxy, own_sim)
         secrets |= tokens_of(home)
+        said.append(run(environment(home), "keys", "list").stdout)
+        assert 'proxy_key_requests_total{key="me",status="2xx"}' in "".join(said)
         said.append(Path(f"/proc/{proxy.process.pid}/cmdline").read_text())
         proxy.stop()
         said += [proxy.err.text(), proxy.process.stdout.read() if proxy.process.stdout else ""]

@@ -44,6 +44,7 @@ def test_defaults(tmp_path: Path) -> None:
         "proxy_max_requests": 1024,
         "proxy_max_streams": 512,
         "proxy_api_key": None,
+        "proxy_api_keys_file": None,
         "proxy_allowed_hosts": (),
         "proxy_allowed_origins": (),
         "credential_source": "auto",
@@ -82,6 +83,7 @@ READ = {
     "PROXY_UDS": ("/srv/sock", Path("/srv/sock")),
     "PROXY_DRAIN_TIMEOUT": ("0", 0.0),
     "PROXY_MAX_REQUESTS": ("0", 0),
+    "PROXY_API_KEYS_FILE": ("/srv/keys.json", Path("/srv/keys.json")),
     "PROXY_MAX_STREAMS": ("1000000", 1_000_000),
     "LOG_FORMAT": ("JSON", "json"),
     "PROXY_ALLOWED_HOSTS": (" Box.local, box:9996 ,, ", ("box.local", "box:9996")),
@@ -232,6 +234,7 @@ MISSPELT = {
     "PROXY_AUTH_KEY": "PROXY_API_KEY",
     "PROXY_ACCESS_TOKEN": "PROXY_API_KEY",
     "PROXY_API_KEYS": "PROXY_API_KEY",
+    "PROXY_API_KEY_FILE": "PROXY_API_KEYS_FILE",
     "PROXY_HOSTS": "PROXY_HOST",
     "PROXY_PORTS": "PROXY_PORT",
     "PROXY_ALLOWED_HOST": "PROXY_ALLOWED_HOSTS",
@@ -355,3 +358,10 @@ def test_other_otel_variables(environment: pytest.MonkeyPatch, name: str) -> Non
     """The standard's many other variables are no misspellings."""
     environment.setenv(name, "x")
     load_settings()
+
+
+@pytest.mark.parametrize("name", ["login.json", "auth_state.json"])
+def test_keys_in_anothers_place(environment: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """The keys' file is no other file of the proxy: writing it would cost the login."""
+    environment.setenv("PROXY_API_KEYS_FILE", str(tmp_path / ".local/state/grok-oauth-proxy" / name))
+    assert refusal().startswith("PROXY_API_KEYS_FILE")

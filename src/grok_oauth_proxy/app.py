@@ -14,6 +14,7 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.control_plane import authorization_server, control_plane
 from grok_oauth_proxy.credentials.api_key import ApiKey
 from grok_oauth_proxy.credentials.chain import Chain
+from grok_oauth_proxy.credentials.client_keys import ClientKey, KeysFile
 from grok_oauth_proxy.credentials.hermes import HermesStore
 from grok_oauth_proxy.credentials.logins import Logins
 from grok_oauth_proxy.credentials.manager import TokenManager
@@ -21,7 +22,7 @@ from grok_oauth_proxy.credentials.oauth import AuthorizationServer
 from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.egress import egress_proxy, tls_context
-from grok_oauth_proxy.errors import ConfigurationError, StartRefused
+from grok_oauth_proxy.errors import ConfigurationError, StartRefused, StoreProblem
 from grok_oauth_proxy.events import (
     Event,
     Observer,
@@ -39,6 +40,7 @@ from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
+from grok_oauth_proxy.proxy.key_ring import KeyRing
 from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.upstream import Api, Upstream
 from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, RELOADED, Settings
@@ -67,18 +69,38 @@ def refuse_unsafe_start(settings: Settings) -> None:
             "hermes-agent`; or set HERMES_CLI_REQUIRED=false where only its auth.json is mounted.",
             code="no_hermes_cli",
         )
+    _named_keys(settings)
     refuse_open_door(settings)
 
 
 def refuse_open_door(settings: Settings) -> None:
     """Raise `StartRefused` when other machines could come in without a key."""
+    if is_loopback(settings.proxy_host):
+        return
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else ""
-    if not is_loopback(settings.proxy_host) and len(key) < MIN_API_KEY_LENGTH:
+    if len(key) < MIN_API_KEY_LENGTH and (key or not _named_keys(settings)):
         raise StartRefused(
             f"PROXY_HOST {settings.proxy_host} is open to other machines. Set PROXY_API_KEY to at least "
-            f"{MIN_API_KEY_LENGTH} characters, or PROXY_HOST to 127.0.0.1.",
+            f"{MIN_API_KEY_LENGTH} characters, or make a key with `grok-oauth-proxy keys add NAME`; or set "
+            "PROXY_HOST to 127.0.0.1.",
             code="open_without_key",
         )
+
+
+def _named_keys(settings: Settings) -> tuple[ClientKey, ...]:
+    """Raises `StoreProblem`; also for a file that was named and is not there: it may be a misspelling."""
+    try:
+        return KeysFile(settings.keys_file).load()
+    except StoreProblem as problem:
+        if problem.code != "missing":
+            raise
+        if settings.proxy_api_keys_file is None:
+            return ()
+        raise StartRefused(
+            f"PROXY_API_KEYS_FILE names {settings.keys_file}, which does not exist. Make the first key with "
+            "`grok-oauth-proxy keys add NAME`, or correct the setting.",
+            code="no_keys_file",
+        ) from None
 
 
 def prepare_state(settings: Settings, observer: Observer) -> None:
@@ -164,8 +186,11 @@ async def running_app(settings: Settings) -> AsyncIterator[Service]:
             api_base=settings.xai_base_url,
             key_set=key is not None,
         )
+        ring = KeyRing(KeysFile(settings.keys_file), observer, clock.monotonic)
+        ring.open()
         make = partial(
             _application,
+            ring=ring,
             admission=Admission(_limits(settings), observer, clock),
             recovery=recovery,
             api=tracing.attempts(upstream) if tracing else upstream,
@@ -216,6 +241,7 @@ def _login(
 def _application(
     settings: Settings,
     *,
+    ring: KeyRing,
     admission: Admission,
     recovery: Recovery,
     api: Api,
@@ -237,6 +263,7 @@ def _application(
     )
     door = FrontDoor(
         api_key=settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None,
+        ring=ring,
         allowed_hosts=settings.proxy_allowed_hosts,
         allowed_origins=settings.proxy_allowed_origins,
         bound_host=settings.proxy_host,

@@ -20,6 +20,8 @@ FAILURES: Final = (
     "unreachable",
 )
 """Kinds of `UpstreamFailed`."""
+LIMITS: Final = ("key_busy", "key_rate_limited", "requests", "streams")
+"""Reasons of `RequestRefused`."""
 REJECTIONS: Final = (
     "content",
     "entitlement",
@@ -34,14 +36,15 @@ REJECTIONS: Final = (
 """Kinds of `UpstreamRejected`."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestStarted:
-    """A request has arrived."""
+class RequestStarted(NamedTuple):
+    """A request has arrived. A tuple, because one is made for each; `key` as below."""
+
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRefused:
-    """A request was refused because of a limit; `reason` is from a fixed set and names it."""
+    """A request was refused because of a limit; `reason` is one of `LIMITS`."""
 
     reason: str
 
@@ -59,7 +62,8 @@ class RequestFinished(NamedTuple):
     Times are seconds; `ttfb` is None when no response head was sent, `upstream`, the API's own part of it,
     when the API gave none. `path` is as the client sent it, without the query. `ending` says how the exchange
     ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy);
-    `error` is the code of that answer.
+    `error` is the code of that answer. `key` is the name of the client's key; None for PROXY_API_KEY, which
+    has none, and without any.
     """
 
     method: str
@@ -72,6 +76,7 @@ class RequestFinished(NamedTuple):
     request_id: str
     ending: Literal["complete", "truncated", "client_gone", "refused"]
     upstream: float | None = None
+    key: str | None = None
     error: str | None = None
 
 

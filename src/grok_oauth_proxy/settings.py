@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     proxy_max_requests: int = Field(default=1024, ge=0, le=1_000_000)
     proxy_max_streams: int = Field(default=512, ge=0, le=1_000_000)
     proxy_api_key: SecretStr | None = None
+    proxy_api_keys_file: Path | None = None
     proxy_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     proxy_allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
 
@@ -107,7 +108,9 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path", "proxy_uds")
+    @field_validator(
+        "grok_proxy_auth_state", "hermes_home", "hermes_auth_path", "proxy_uds", "proxy_api_keys_file"
+    )
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         try:
@@ -115,7 +118,7 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("its ~ names no home directory") from None
 
-    @field_validator("grok_proxy_auth_state", "hermes_auth_path", "proxy_uds")
+    @field_validator("grok_proxy_auth_state", "hermes_auth_path", "proxy_uds", "proxy_api_keys_file")
     @classmethod
     def _a_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.name.strip("."):
@@ -150,6 +153,11 @@ class Settings(BaseSettings):
             )
         except UntrustedOrigin as error:
             raise ValueError(str(error)) from None
+
+    @property
+    def keys_file(self) -> Path:
+        """Where the named keys of clients are, if there are any."""
+        return self.proxy_api_keys_file or self.grok_proxy_auth_state.with_name("keys.json")
 
     @property
     def hermes_stores(self) -> tuple[Path, ...]:
@@ -248,14 +256,19 @@ def _read() -> Settings:
 
 
 def _require_a_file_of_its_own(settings: Settings) -> None:
-    state = settings.grok_proxy_auth_state.resolve()
+    state, keys = settings.grok_proxy_auth_state.resolve(), settings.keys_file.resolve()
     names = {
         "Hermes' own store": settings.hermes_stores,
         "the proxy's own login": (state.with_name("login.json"),),
     }
     for name, paths in names.items():
-        if any(state == path.resolve() for path in paths):
-            raise ConfigurationError(f"GROK_PROXY_AUTH_STATE names {name}. Unset it, or name another file.")
+        for setting, taken in (("GROK_PROXY_AUTH_STATE", state), ("PROXY_API_KEYS_FILE", keys)):
+            if any(taken == path.resolve() for path in paths):
+                raise ConfigurationError(f"{setting} names {name}. Unset it, or name another file.")
+    if keys == state:
+        raise ConfigurationError(
+            "PROXY_API_KEYS_FILE and GROK_PROXY_AUTH_STATE name the same file. Name another one."
+        )
 
 
 def _require_key(settings: Settings) -> None:

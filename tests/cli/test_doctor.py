@@ -17,8 +17,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from pydantic import SecretStr
 
 from grok_oauth_proxy import __version__
+from grok_oauth_proxy.cli.checks.stores import check_keys
+from grok_oauth_proxy.settings import Settings
 from tests.cli.canned import canned, closed_port
 from tests.cli.own import own_login
 from tests.harness import Home, Json, environment, provider_store, proxy_running, run
@@ -461,3 +464,27 @@ def test_broken_installation(home: Home, tmp_path: Path, version: str, more: str
     told = wrong(environment(home, PYTHONPATH=tmp_path / "site"), "install")
     assert said in told
     assert "./install.sh" in told
+
+
+def test_keys(home: Home) -> None:
+    """The file of clients' keys is there, whole and not empty, or the way out is told."""
+    path = home.path / "keys.json"
+    named = Settings(hermes_home=home.path, proxy_api_keys_file=path)
+    entry = {"name": "app", "sha256": "ab" * 32, "added_at": "2026-07-20T12:00:00Z"}
+
+    def state(settings: Settings, *keys: object) -> tuple[str, str]:
+        path.write_text(json.dumps({"version": 1, "keys": keys}))
+        (found,) = check_keys(settings)
+        return found.state, f"{found.sentence} {found.fix}"
+
+    (missing,) = check_keys(named)
+    assert (missing.state, "does not exist" in missing.sentence) == ("wrong", True)
+    (none,) = check_keys(Settings(grok_proxy_auth_state=home.path / "empty" / "auth_state.json"))
+    assert none.state == "ok"
+    assert state(named, entry) == ("ok", f"{path} has 1 key. None")
+    for keys, said in (((), "everybody is refused"), (({},), "is damaged")):
+        found, told = state(named, *keys)
+        assert found == "wrong"
+        assert said in told
+        assert "keys add NAME" in told
+    assert state(named.model_copy(update={"proxy_api_key": SecretStr("x")}))[0] == "ok"

@@ -11,6 +11,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import h11
 import pytest
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 
 from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.credentials.client_keys import KeysFile
 from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.events import Event
@@ -31,6 +33,7 @@ from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
+from grok_oauth_proxy.proxy.key_ring import KeyRing
 from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.replies import send_error
 from grok_oauth_proxy.proxy.target import outside_api
@@ -114,7 +117,10 @@ class Stage:
             observer=hear,
             clock=Clock(),
         )
-        door = FrontDoor(api_key=None, allowed_hosts=("a",), allowed_origins=(), bound_host="127.0.0.1")
+        ring = KeyRing(KeysFile(Path("/nowhere/keys.json")), hear, Clock().monotonic)
+        door = FrontDoor(
+            api_key=None, ring=ring, allowed_hosts=("a",), allowed_origins=(), bound_host="127.0.0.1"
+        )
         app = Gateway(door, api, nothing_here, observer=lambda _event: None, clock=Clock())
         config = uvicorn.Config(app, interface="asgi3", lifespan="off", proxy_headers=False, log_config=None)
         config.load()

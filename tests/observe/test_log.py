@@ -237,6 +237,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "bytes_out": 20,
         "request_id": 'req_"1',
         "ending": "truncated",
+        "key": None,
         "error": None,
     }
     assert trouble == {"message": "It is\ndamaged. [corrupt]"}

@@ -336,3 +336,27 @@ def test_process() -> None:
 def test_no_creation_times() -> None:
     """No sample changes by itself from one start to the next."""
     assert not any("_created" in name for name in after(finished()))
+
+
+def test_keys() -> None:
+    """A named key has its requests by the class of their status, and what it has open."""
+    events = [RequestStarted("app")] * 3 + [RequestStarted()] * 2
+    told = finished()._replace(key="app")
+    counted = after(*events, told, told._replace(status=429), finished())
+    assert counted["proxy_key_requests_total key=app status=2xx"] == 1
+    assert counted["proxy_key_requests_total key=app status=4xx"] == 1
+    assert counted["proxy_key_requests_in_flight key=app"] == 1
+    assert not any("key=None" in name for name in counted)
+    assert counted["proxy_requests_in_flight"] == 2
+
+
+def test_key_names_are_bounded() -> None:
+    """However many keys come and go, only so many names are told apart, and no request is lost."""
+    metrics = metrics_of()
+    for number in range(1000):
+        metrics(RequestStarted(f"key-{number}"))
+        metrics(finished()._replace(key=f"key-{number}"))
+    told = {name: value for name, value in samples(metrics).items() if name.startswith("proxy_key_")}
+    assert told["proxy_key_requests_total key=(further) status=2xx"] == 600
+    assert sum(told.values()) == 1000
+    assert len(told) == 2 * 401

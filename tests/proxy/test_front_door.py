@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grok_oauth_proxy.credentials.client_keys import KeysFile
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.proxy.front_door import FrontDoor
+from grok_oauth_proxy.proxy.key_ring import KeyRing
 
 KEY = "key-0123456789abcdef"
 Pair = tuple[bytes, bytes]
@@ -20,7 +23,8 @@ def door(
     origins: tuple[str, ...] = (),
     bound: str = "127.0.0.1",
 ) -> FrontDoor:
-    return FrontDoor(api_key=key, allowed_hosts=hosts, allowed_origins=origins, bound_host=bound)
+    ring = KeyRing(KeysFile(Path("/nowhere/keys.json")), lambda _event: None, lambda: 0.0)
+    return FrontDoor(api_key=key, ring=ring, allowed_hosts=hosts, allowed_origins=origins, bound_host=bound)
 
 
 def knock(

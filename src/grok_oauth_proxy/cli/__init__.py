@@ -19,6 +19,7 @@ from grok_oauth_proxy.cli.doctor import doctor
 from grok_oauth_proxy.cli.env import env
 from grok_oauth_proxy.cli.export import export
 from grok_oauth_proxy.cli.import_ import import_
+from grok_oauth_proxy.cli.keys import keys
 from grok_oauth_proxy.cli.login import login
 from grok_oauth_proxy.cli.logout import logout
 from grok_oauth_proxy.cli.push import push
@@ -34,7 +35,21 @@ def commands() -> None:
     """A local OpenAI-compatible endpoint for your Grok (SuperGrok) login."""
 
 
-for command in (serve, service, login, logout, status, doctor, env, config, export, import_, push, demo):
+for command in (
+    serve,
+    service,
+    login,
+    logout,
+    status,
+    doctor,
+    env,
+    config,
+    keys,
+    export,
+    import_,
+    push,
+    demo,
+):
     commands.add_command(command)
 
 

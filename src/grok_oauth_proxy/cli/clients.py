@@ -18,12 +18,15 @@ from grok_oauth_proxy.errors import ProxyError
 NO_KEY: Final = "sk-no-key-needed"
 """What clients send when the proxy asks for no key; most of them insist on having one, some on its `sk-`."""
 
+UNKNOWN_KEY: Final = "YOUR-KEY"
+"""Stands in a snippet for a key that was made with `grok-oauth-proxy keys add`, and which nobody kept."""
+
 MODEL: Final = "grok-4"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`base_url` ends in /v1; `key` is the value of PROXY_API_KEY, visible ASCII, or None.
+    """`base_url` ends in /v1; `key` is the value of PROXY_API_KEY, visible ASCII, or `UNKNOWN_KEY`, or None.
 
     `socket`: the path of the Unix socket to go through, None where the address is a port.
     """
@@ -51,7 +54,8 @@ def exports(endpoint: Endpoint, shell: str) -> str:
         raise socket_refusal(endpoint, "clients by these variables")
     values = (endpoint.base_url, endpoint.base_url, endpoint.key_to_send)
     export = SHELLS[shell]
-    return "".join(export(name, value) + "\n" for name, value in zip(VARIABLES, values, strict=True))
+    known = zip(VARIABLES, values, strict=True)
+    return "".join(export(name, value) + "\n" for name, value in known if value != UNKNOWN_KEY)
 
 
 def _posix(name: str, value: str) -> str:

@@ -88,6 +88,7 @@ def _checks_with(settings: Settings, *, online: bool) -> list[tuple[str, Check]]
         ("hermes", partial(installation.check_hermes_cli, required=needs_hermes)),
         ("hermes-store", partial(stores.check_hermes_store, settings, login)),
         ("state", partial(stores.check_own_files, settings)),
+        ("keys", partial(stores.check_keys, settings)),
         ("privacy", partial(stores.check_privacy, settings)),
         ("lock", partial(stores.check_locks, settings)),
         ("grant", partial(grant.check_grant, login, clock.wall())),

@@ -6,11 +6,13 @@ from urllib.parse import urlsplit
 
 import click
 
-from grok_oauth_proxy.cli.clients import Endpoint
+from grok_oauth_proxy.cli.clients import UNKNOWN_KEY, Endpoint
 from grok_oauth_proxy.cli.running import (
+    MAKE_KEY,
     Absent,
     base_url,
     find_running,
+    has_named_keys,
     key_trouble,
     reachable,
     socket_path,
@@ -35,7 +37,10 @@ def find_endpoint(settings: Settings) -> Endpoint:
             click.echo(trouble, err=True)
     address = address or _configured(settings)
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
-    endpoint = Endpoint(base_url(address), key, socket_path(address))
+    unknown = key is None and has_named_keys(settings)
+    if unknown and isinstance(found, Absent) and found.code != "wrong_key":
+        click.echo(f"The proxy demands a key. {MAKE_KEY}", err=True)
+    endpoint = Endpoint(base_url(address), UNKNOWN_KEY if unknown else key, socket_path(address))
     if endpoint.socket is None:
         _tell_of_egress(endpoint.base_url)
     return endpoint

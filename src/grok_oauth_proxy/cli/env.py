@@ -21,7 +21,8 @@ def env(shell: str) -> None:
       fish:          grok-oauth-proxy env --shell fish | source
       powershell:    grok-oauth-proxy env --shell powershell | Out-String | Invoke-Expression
 
-    The address is that of the running proxy, else the configured one. The key is PROXY_API_KEY, if it is set.
+    The address is that of the running proxy, else the configured one. The key is PROXY_API_KEY, if it is set;
+    where keys were made with `grok-oauth-proxy keys add` it must be, or OPENAI_API_KEY is left as it is.
     """
     from grok_oauth_proxy.cli.clients import exports
     from grok_oauth_proxy.cli.endpoint import find_endpoint

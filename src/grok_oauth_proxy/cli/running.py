@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from grok_oauth_proxy.credentials.client_keys import KeysFile
 from grok_oauth_proxy.settings import Settings
 
 PATIENCE: Final = 3.0
@@ -108,7 +109,7 @@ def ask(address: str, settings: Settings) -> Running | Absent:
         message = f"What listens at {address} gives no answer. Look whether the proxy hangs, and restart it."
         return Absent("no_answer", message, address)
     if _wants_key(status, body):
-        return Absent("wrong_key", f"The proxy at {address} wants its key. {_SET_KEY}", address)
+        return Absent("wrong_key", f"The proxy at {address} wants its key. {_set_key(settings)}", address)
     report = _json_object(body)
     if report.get("provider") == "xai-oauth" and isinstance(report.get("status"), str):
         return Running(address, report)
@@ -120,6 +121,19 @@ _SET_KEY: Final = (
     "Set PROXY_API_KEY here to the value the proxy was started with, or in ~/.config/grok-oauth-proxy.env "
     "for both."
 )
+MAKE_KEY: Final = (
+    "Of the keys that clients have, only digests are kept: make one with `grok-oauth-proxy keys add NAME`, "
+    "and set PROXY_API_KEY here to it."
+)
+
+
+def has_named_keys(settings: Settings) -> bool:
+    """Whether a proxy with these settings demands a key that is known by its digest only."""
+    return KeysFile(settings.keys_file).stamp() is not None
+
+
+def _set_key(settings: Settings) -> str:
+    return MAKE_KEY if has_named_keys(settings) else _SET_KEY
 
 
 def key_trouble(running: Running, settings: Settings) -> str | None:
@@ -129,7 +143,7 @@ def key_trouble(running: Running, settings: Settings) -> str | None:
         refused = _wants_key(*_get(running.address, _KEY_PROBE, key))
     except httpx.HTTPError:
         return None
-    return f"The proxy at {running.address} wants another key. {_SET_KEY}" if refused else None
+    return f"The proxy at {running.address} wants another key. {_set_key(settings)}" if refused else None
 
 
 def _get(address: str, path: str, key: str | None) -> tuple[int, bytes]:

@@ -26,6 +26,7 @@ def request_line(at: float, event: RequestFinished) -> str:
         bytes_out=event.bytes_out,
         request_id=event.request_id,
         ending=event.ending,
+        key=event.key,
         error=event.error,
     )
 

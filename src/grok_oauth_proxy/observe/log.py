@@ -71,13 +71,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if (second := int(at)) != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-        method, path, status, duration, _, count_in, count_out, request_id, ending, *_ = event
+        method, path, status, duration, _, count_in, count_out, request_id, ending, _, key, _ = event
         if not _is_plain(path + request_id):
             path, request_id = _shown(path), _shown(request_id)
         return (
             f"{self._stamp},{int((at - second) * 1000):03d} INFO    {method} {path} {status} "
             f"{duration * 1000:.0f}ms in={count_in} out={count_out} {request_id}"
-            f"{'' if ending == 'complete' else ' ' + ending}"
+            f"{'' if ending == 'complete' else ' ' + ending}{'' if key is None else ' key=' + key}"
         )
 
     def emit(self, record: logging.LogRecord) -> None:

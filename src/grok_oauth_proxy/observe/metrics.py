@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.events import (
     FAILURES,
+    LIMITS,
     REJECTIONS,
     Event,
     KeyUsedInstead,
@@ -30,6 +31,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.observe.gauges import Gauges
+from grok_oauth_proxy.observe.key_metrics import KeyMetrics
 from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.observe.processes import Processes
 
@@ -45,6 +47,7 @@ _SHARED_WITHIN: Final = 0.05
 
 PAGES: Final = ("/health", "/metrics")
 """Asked so often that their times would hide those of a few slow answers."""
+
 _ROUTES: Final = (
     *PAGES,
     "/v1/api-key",
@@ -129,6 +132,7 @@ class Metrics:
             return _Latencies(name, text, registry=registry, buckets=_LATENCY)
 
         self._open = self._streams = 0
+        self._keys = KeyMetrics(registry)
         self._settling: asyncio.TimerHandle | None = None
         self._finished: list[RequestFinished] = []
         self._requests = counter("proxy_requests_total", "Requests answered", "method", "route", "status")
@@ -166,7 +170,8 @@ class Metrics:
         self._errors = counter("proxy_upstream_errors_total", "Attempts without a whole answer", "kind")
         self._rejections = counter("proxy_upstream_rejections_total", "Answers that refused", "kind")
         # From zero on: of a series that begins with 1, Prometheus sees no increase.
-        for counted, kinds in ((self._errors, FAILURES), (self._rejections, REJECTIONS)):
+        known = ((self._errors, FAILURES), (self._rejections, REJECTIONS), (self._refused, LIMITS))
+        for counted, kinds in known:
             for kind in kinds:
                 counted.labels(kind)
         self._key_used = counter("proxy_api_key_fallback_total", "Requests sent with the API key instead")
@@ -174,11 +179,15 @@ class Metrics:
     def __call__(self, event: Event, /) -> None:
         if isinstance(event, RequestFinished):
             self._open -= 1
+            if event.key is not None:
+                self._keys.ended(event.key)
             self._finished.append(event)
             if len(self._finished) >= _TOGETHER:
                 self.settle()
         elif isinstance(event, RequestStarted):
             self._open += 1
+            if event.key is not None:
+                self._keys.began(event.key)
         elif isinstance(event, StreamCounted):
             self._streams += event.change
         else:
@@ -229,6 +238,7 @@ class Metrics:
         for (method, path, status), count in Counts((e.method, e.path, e.status) for e in finished).items():
             labels = method if method in METHODS else "other", route_label(path), str(status)
             self._requests.labels(*labels).inc(count)
+        self._keys.settle(finished)
         timed = [event for event in finished if event.path not in PAGES]
         self._duration.observe_all([event.duration for event in timed])
         self._ttfb.observe_all([event.ttfb for event in timed if event.ttfb is not None])

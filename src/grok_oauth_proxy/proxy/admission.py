@@ -15,6 +15,7 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Observer, RequestRefused, StreamCounted
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.key_ring import Guest, KeyLimited
 
 _EVENT_STREAM: Final = b"text/event-stream"
 _WORD: Final = b'"stream"'
@@ -52,29 +53,47 @@ class Admission:
         return f"Admission(requests={self.requests}, streams={self.streams}, {self.limits})"
 
     async def enter(self, exchange: Exchange) -> None:
-        """Give the request a slot, to be given back by `leave`. Raises `Overloaded`."""
-        limits = self.limits
-        if 0 < limits.requests <= self.requests:
+        """Give the request a slot, to be given back by `leave`.
+
+        Raises `Overloaded` and `KeyLimited`, and `ClientGone` while the body is waited for.
+        """
+        if 0 < self.limits.requests <= self.requests:
             raise self._refusal("requests", "requests", "PROXY_MAX_REQUESTS")
+        if exchange.guest is not None:
+            self._take(exchange.guest)
         self.requests += 1
         exchange.admitted = True
-        if (limits.streams or exchange.client.wants_websocket) and await _wants_stream(exchange):
+        if not exchange.body.ended and exchange.announces(_AWAITED) and _is_json(exchange.headers):
+            # Many clients send the head and the body each by itself.
+            await exchange.body.arrive()
+        if _tells_of_stream(exchange):
             if self.streams >= self.limits.streams > 0:
                 raise self._refusal("streams", "streams", "PROXY_MAX_STREAMS")
             self._count_stream(exchange)
 
     def note_answer(self, exchange: Exchange, headers: Headers) -> None:
         """The head of an answer has come: it may be a stream that nobody could know of."""
-        if not exchange.is_stream and _is_event_stream(header(headers, b"content-type")):
-            self._count_stream(exchange)
+        if not exchange.is_stream:
+            kind = header(headers, b"content-type")
+            if kind is not None and kind[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM:
+                self._count_stream(exchange)
 
     def leave(self, exchange: Exchange) -> None:
         """The request has ended, or was refused."""
         if exchange.admitted:
             self.requests -= 1
+            if exchange.guest is not None:
+                exchange.guest.give_back()
         if exchange.is_stream:
             self.streams -= 1
             self._observer(StreamCounted(-1))
+
+    def _take(self, guest: Guest) -> None:
+        try:
+            guest.take(self._clock.monotonic())
+        except KeyLimited as limited:
+            self._observer(RequestRefused(limited.code))
+            raise
 
     def _count_stream(self, exchange: Exchange) -> None:
         exchange.is_stream = True
@@ -90,17 +109,13 @@ class Admission:
         )
 
 
-async def _wants_stream(exchange: Exchange) -> bool:
-    """Whether the answer will be a stream, as far as the request tells. Raises `ClientGone`."""
-    headers = exchange.headers
-    if exchange.client.wants_websocket or _is_event_stream(header(headers, b"accept")):
+def _tells_of_stream(exchange: Exchange) -> bool:
+    """Whether the answer will be a stream, by what has come of the request: a body that is whole decides."""
+    if exchange.client.wants_websocket:
         return True
-    if not exchange.framing:
-        return False
-    if not exchange.body.ended and exchange.announces(_AWAITED) and _is_json(headers):
-        # Many clients send the head and the body each by itself.
-        await exchange.body.arrive()
-    return asks_for_stream(exchange.body.whole)
+    if exchange.framing and exchange.body.ended:
+        return asks_for_stream(exchange.body.whole)
+    return _EVENT_STREAM in (header(exchange.headers, b"accept") or b"").lower()
 
 
 def asks_for_stream(body: bytes) -> bool:
@@ -111,10 +126,6 @@ def asks_for_stream(body: bytes) -> bool:
             return True
         at = body.rfind(_WORD, 0, at)
     return False
-
-
-def _is_event_stream(value: bytes | None) -> bool:
-    return value is not None and _EVENT_STREAM in value.lower()
 
 
 def _is_json(headers: Headers) -> bool:

@@ -11,6 +11,7 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
 from grok_oauth_proxy.proxy.body import RequestBody
 from grok_oauth_proxy.proxy.headers import Headers, header
+from grok_oauth_proxy.proxy.key_ring import Guest
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
@@ -69,6 +70,8 @@ class Exchange:
         self.headers: Headers = scope["headers"]
         self.framing = self.client.framing
         self.body = RequestBody(receive, whole=self.client.take_body(), limit=replay_limit)
+        self.guest: Guest | None = scope["state"].get("guest")
+        self.key = None if self.guest is None else self.guest.name
         self._clock = clock
         self.began_at = clock.wall()
         self._began = clock.monotonic()
@@ -178,6 +181,7 @@ class Exchange:
             self.request_id,
             self.ending,
             self.upstream_took,
+            self.key,
             self._error,
         )
 

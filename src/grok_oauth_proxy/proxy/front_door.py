@@ -14,6 +14,7 @@ from grok_oauth_proxy.asgi import Scope
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy.headers import KEY_SUBPROTOCOL, Headers, first_values, subprotocols
+from grok_oauth_proxy.proxy.key_ring import Guest, KeyRing
 from grok_oauth_proxy.proxy.target import is_api_path
 
 _OWN_SITES = (b"none", b"same-origin")
@@ -35,31 +36,40 @@ class ForeignOrigin(ClientError):
 
 
 class FrontDoor:
-    """`bound_host` is where the proxy listens; beyond loopback the key is asked for outside /v1 too."""
+    """`bound_host` is where the proxy listens; beyond loopback a key is asked for outside /v1 too.
+
+    `api_key` opens, and so does each key of `ring`, of which `admit` tells whose it was.
+    """
 
     def __init__(
         self,
         *,
         api_key: str | None,
+        ring: KeyRing,
         allowed_hosts: tuple[str, ...],
         allowed_origins: tuple[str, ...],
         bound_host: str,
     ) -> None:
         self._api_key = api_key.encode() if api_key else None
+        self._ring = ring
         self._allowed_hosts = frozenset(allowed_hosts)
         self._allowed_origins = frozenset(allowed_origins)
         self._bound_host = bound_host.lower()
         self._everywhere = not is_loopback(bound_host)
 
-    def admit(self, scope: Scope) -> None:
-        """Raise `ClientError` unless the request may come in."""
+    def admit(self, scope: Scope) -> Guest | None:
+        """Raise `ClientError` unless the request may come in; whose named key it brings, if it does."""
         headers: Headers = scope["headers"]
         first = first_values(headers)
         host = self._check_host(scope, headers, first)
         if b"origin" in first or (first.get(b"sec-fetch-site") or b"none") not in _OWN_SITES:
             self._check_origin(headers, host)
-        if self._api_key and (self._everywhere or is_api_path(scope["raw_path"])):
-            self._check_key(headers, self._api_key)
+        if not (self._everywhere or is_api_path(scope["raw_path"])):
+            return None
+        self._ring.look()
+        if not (self._api_key or self._ring.demanded):
+            return None
+        return self._check_key(headers)
 
     def _check_host(self, scope: Scope, headers: Headers, first: dict[bytes, bytes]) -> str:
         value = first.get(b"host")
@@ -90,15 +100,21 @@ class FrontDoor:
                 code="origin_not_allowed",
             )
 
-    def _check_key(self, headers: Headers, expected: bytes) -> None:
+    def _check_key(self, headers: Headers) -> Guest | None:
         offered = [key for name, value in headers for key in _offered_keys(name, value)]
+        for key in offered:
+            if (guest := self._ring.find(key)) is not None:
+                return guest
+        expected = self._api_key
         # Every value is compared, so that the time tells nothing about which one was close.
-        if not sum(hmac.compare_digest(key, expected) for key in offered):
+        if not (expected and sum(hmac.compare_digest(key, expected) for key in offered)):
             raise WrongKey(
-                "The proxy's key is missing or wrong. Send the value of PROXY_API_KEY as your API key "
-                "(Authorization: Bearer, X-Api-Key or X-Proxy-Api-Key).",
+                "The proxy's key is missing or wrong. Send the value of PROXY_API_KEY, or a key made with "
+                "`grok-oauth-proxy keys add`, as your API key (Authorization: Bearer, X-Api-Key or "
+                "X-Proxy-Api-Key).",
                 code="invalid_api_key",
             )
+        return None
 
 
 @lru_cache(maxsize=64)

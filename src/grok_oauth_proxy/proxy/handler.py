@@ -51,7 +51,7 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._clock, replay_limit=self._replay_limit)
-        self._observer(RequestStarted())
+        self._observer(RequestStarted(exchange.key))
         try:
             await self._admission.enter(exchange)
             await self._answer(exchange)

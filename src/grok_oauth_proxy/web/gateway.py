@@ -12,6 +12,7 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.headers import header
+from grok_oauth_proxy.proxy.key_ring import Guest
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
 from grok_oauth_proxy.proxy.target import is_api_path
 
@@ -30,7 +31,7 @@ class Gateway:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         try:
-            self._door.admit(scope)
+            scope["state"]["guest"] = self._door.admit(scope)
         except ProxyError as error:
             app = told(_refusal(error), self._observer, self._clock, refusal=error.code)
         else:
@@ -46,13 +47,13 @@ def told(
     refusal: str | None = None,
 ) -> Application:
     """`app`, its requests told as events, its answers with a request id, its bugs answered.
-
-    `refusal`: the code of the error that it answers all of them with.
-    """
+    `refusal`: the code of the error that it answers with."""
     ending: Literal["complete", "refused"] = "complete" if refusal is None else "refused"
 
     async def telling(scope: Scope, receive: Receive, send: Send) -> None:
         began = clock.monotonic()
+        guest: Guest | None = scope["state"].get("guest")
+        key = None if guest is None else guest.name
         status, count, request_id = 500, 0, ""
 
         async def counted(message: Message) -> None:
@@ -67,7 +68,7 @@ def told(
             count += len(message.get("body", b""))
             await send(message)
 
-        observer(RequestStarted())
+        observer(RequestStarted(key))
         try:
             await app(scope, receive, counted)
         except Exception as error:  # noqa: BLE001 - a bug in a page must be told, and answered
@@ -90,6 +91,7 @@ def told(
                     count,
                     request_id,
                     ending,
+                    key=key,
                     error=refusal,
                 )
             )

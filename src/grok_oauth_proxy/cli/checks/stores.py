@@ -14,6 +14,7 @@ from typing import Any, Final
 from grok_oauth_proxy.cli.checks.finding import Finding, cause_and_fix, note, of_error, ok, wrong
 from grok_oauth_proxy.cli.checks.holders import lock_holder
 from grok_oauth_proxy.cli.logins import Login, own_path
+from grok_oauth_proxy.credentials.client_keys import KeysFile
 from grok_oauth_proxy.credentials.files import locked, read_json
 from grok_oauth_proxy.credentials.hermes import PROVIDER, HermesStore
 from grok_oauth_proxy.credentials.messages import HERMES, READ_ONLY
@@ -79,6 +80,24 @@ def check_own_files(settings: Settings) -> list[Finding]:
     return [ok("state", f"{' and '.join(there)} in {folder} can be read.")]
 
 
+def check_keys(settings: Settings) -> list[Finding]:
+    """The named keys of clients can be read."""
+    file = KeysFile(settings.keys_file)
+    if file.stamp() is None:
+        if settings.proxy_api_keys_file is None:
+            return [ok("keys", "Clients have no keys of their own.")]
+        fix = "Make the first key with `grok-oauth-proxy keys add NAME`, or correct PROXY_API_KEYS_FILE."
+        return [wrong("keys", f"{file.path} does not exist.", fix)]
+    try:
+        count = len(file.load())
+    except StoreProblem as problem:
+        return [of_error("keys", problem)]
+    if not count and not settings.proxy_api_key:
+        fix = "Make a key with `grok-oauth-proxy keys add NAME`; or remove the file and restart the proxy."
+        return [wrong("keys", f"{file.path} is empty, so that everybody is refused.", fix)]
+    return [ok("keys", f"{file.path} has {count} {'key' if count == 1 else 'keys'}.")]
+
+
 def check_privacy(settings: Settings) -> list[Finding]:
     """Nobody else can read a secret, or put something else in its place; no export lies about."""
     findings = [*_open_files(settings), *_open_folders(settings), *_exports()]
@@ -88,6 +107,7 @@ def check_privacy(settings: Settings) -> list[Finding]:
 def _open_files(settings: Settings) -> Iterator[Finding]:
     state = settings.grok_proxy_auth_state
     secret = [*settings.hermes_stores, state, own_path(settings), *_set_aside(state)]
+    secret.append(settings.keys_file)
     for path in secret:
         if _mode(path) & 0o077:
             yield wrong("privacy", f"Other users may read or write {path}.", f"chmod 600 {_quoted(path)}")
@@ -101,7 +121,8 @@ def _set_aside(state: Path) -> list[Path]:
 
 def _open_folders(settings: Settings) -> Iterator[Finding]:
     """A folder that others may write to lets them replace what is in it."""
-    for path in {store.parent for store in settings.hermes_stores} | {settings.grok_proxy_auth_state.parent}:
+    files = [*settings.hermes_stores, settings.grok_proxy_auth_state, settings.keys_file]
+    for path in dict.fromkeys(file.parent for file in files):
         mode = _mode(path)
         if mode & 0o022 and not mode & stat.S_ISVTX:
             yield wrong("privacy", f"Other users may write to {path}.", f"chmod 700 {_quoted(path)}")
