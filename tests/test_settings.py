@@ -338,13 +338,6 @@ def test_hermes_stores(
     assert [str(path) for path in load_settings().hermes_stores] == stores
 
 
-@pytest.mark.parametrize("name", ["login.json", "auth_state.json"])
-def test_keys_in_anothers_place(environment: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """The keys' file is no other file of the proxy: writing it would cost the login."""
-    environment.setenv("PROXY_API_KEYS_FILE", str(tmp_path / ".local/state/grok-oauth-proxy" / name))
-    assert refusal().startswith("PROXY_API_KEYS_FILE")
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -365,3 +358,10 @@ def test_other_otel_variables(environment: pytest.MonkeyPatch, name: str) -> Non
     """The standard's many other variables are no misspellings."""
     environment.setenv(name, "x")
     load_settings()
+
+
+@pytest.mark.parametrize("name", ["login.json", "auth_state.json"])
+def test_keys_in_anothers_place(environment: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """The keys' file is no other file of the proxy: writing it would cost the login."""
+    environment.setenv("PROXY_API_KEYS_FILE", str(tmp_path / ".local/state/grok-oauth-proxy" / name))
+    assert refusal().startswith("PROXY_API_KEYS_FILE")

@@ -62,8 +62,8 @@ class RequestFinished(NamedTuple):
     Times are seconds; `ttfb` is None when no response head was sent, `upstream`, the API's own part of it,
     when the API gave none. `path` is as the client sent it, without the query. `ending` says how the exchange
     ended: complete, truncated (the upstream broke off), client_gone, or refused (answered by this proxy);
-    `error` is the code of that answer.
-    `key` is the name of the client's key; None for PROXY_API_KEY, which has none, and without any.
+    `error` is the code of that answer. `key` is the name of the client's key; None for PROXY_API_KEY, which
+    has none, and without any.
     """
 
     method: str

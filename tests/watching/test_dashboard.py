@@ -17,12 +17,21 @@ import httpx
 import pytest
 
 from grok_oauth_proxy.events import REJECTIONS
-from tests.harness import PATIENCE, Home, Output, Proxy, ending, provider_store, proxy_running
+from tests.harness import (
+    PATIENCE,
+    Home,
+    Output,
+    Proxy,
+    ending,
+    environment,
+    provider_store,
+    proxy_running,
+)
 from tests.sim.harness import Sim, client, running
+from tests.test_keys import make
 
 SERVICES = Path(__file__).parents[2] / "services"
 BOARD = json.loads((SERVICES / "grafana/grok-oauth-proxy.json").read_text())
-KEY = "a-key-for-prometheus"
 VARIABLES = {"job": "grok-oauth-proxy", "instance": ".+", "__rate_interval": "1m"}
 REFUSED = ("entitlement", "spending-limit", "permission-denied", "content", "quota-429", "rate-429")
 LOAD = (
@@ -81,9 +90,9 @@ def configuration(proxy: Proxy) -> str:
 
 
 @contextmanager
-def prometheus(proxy: Proxy, folder: Path) -> Iterator[Prometheus]:
+def prometheus(proxy: Proxy, key: str, folder: Path) -> Iterator[Prometheus]:
     (folder / "prometheus.yml").write_text(configuration(proxy))
-    (folder / "grok-oauth-proxy.key").write_text(KEY + "\n")
+    (folder / "grok-oauth-proxy.key").write_text(key + "\n")
     command = [
         "prometheus",
         f"--config.file={folder}/prometheus.yml",
@@ -98,11 +107,11 @@ def prometheus(proxy: Proxy, folder: Path) -> Iterator[Prometheus]:
             yield watching
 
 
-def work(proxy: Proxy, sim: Sim) -> None:
+def work(proxy: Proxy, named: str, sim: Sim) -> None:
     """Some of everything: answers, streams and one too many, refusals of every kind, failures, a refresh that
     fails and one that does not."""
     question = {"model": "grok-4", "messages": [{"role": "user", "content": "x"}]}
-    key = {"authorization": f"Bearer {KEY}"}
+    key = {"authorization": f"Bearer {named}"}
     for stream in (False, True):
         answer = proxy.http.post("/v1/chat/completions", json={**question, "stream": stream}, headers=key)
         assert answer.status_code == 200
@@ -125,11 +134,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         sim.patch(chunk_delay=0)
         home.write_store(provider_store(sim.login(access_lifetime=4)))
         sim.http.post("/_sim/token-faults", json={"kind": "502-html", "times": 1}).raise_for_status()
+        key = make(environment(home, sim), "prometheus")
         with (
-            proxy_running(home, sim, PROXY_API_KEY=KEY, PROXY_HOST="0.0.0.0", PROXY_MAX_STREAMS=1) as proxy,
-            prometheus(proxy, tmp_path_factory.mktemp("prometheus")) as watching,
+            proxy_running(home, sim, PROXY_HOST="0.0.0.0", PROXY_MAX_STREAMS=1) as proxy,
+            prometheus(proxy, key, tmp_path_factory.mktemp("prometheus")) as watching,
         ):
-            work(proxy, sim)
+            work(proxy, key, sim)
             yield watching
 
 

@@ -254,11 +254,15 @@ def test_setting_of_no_use(home: Home, own_sim: Sim) -> None:
 
 def test_deliveries() -> None:
     """That spans do not arrive is told once, however often, and so is that they do again."""
-    outcomes = [SpanExportResult.SUCCESS, *[SpanExportResult.FAILURE] * 3, *[SpanExportResult.SUCCESS] * 2]
+    good, bad = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+    outcomes: list[SpanExportResult | OSError] = [good, bad, OSError("canary"), bad, good, good]
 
     class Exporter(InMemorySpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 - none are sent
-            return outcomes.pop(0)
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, OSError):
+                raise outcome
+            return outcome
 
     lines: list[str] = []
     ear = logging.Handler()

@@ -231,7 +231,10 @@ class Deliveries(SpanExporter):
         self._arrive = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception:  # noqa: BLE001 - a certificate that is not there, and what else a library may raise
+            result = SpanExportResult.FAILURE
         arrive = result is SpanExportResult.SUCCESS
         if arrive is not self._arrive:
             self._arrive = arrive

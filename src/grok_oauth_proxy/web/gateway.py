@@ -47,9 +47,7 @@ def told(
     refusal: str | None = None,
 ) -> Application:
     """`app`, its requests told as events, its answers with a request id, its bugs answered.
-
-    `refusal`: the code of the error that it answers all of them with.
-    """
+    `refusal`: the code of the error that it answers with."""
     ending: Literal["complete", "refused"] = "complete" if refusal is None else "refused"
 
     async def telling(scope: Scope, receive: Receive, send: Send) -> None:
