@@ -89,13 +89,14 @@ def refuse_open_door(settings: Settings) -> None:
 
 def _named_keys(settings: Settings) -> tuple[ClientKey, ...]:
     """Raises `StoreProblem`; also for a file that was named and is not there: it may be a misspelling."""
+    file = KeysFile(settings.keys_file)
+    if settings.proxy_api_keys_file is None and file.stamp() is None:
+        return ()  # if its folder cannot be used, whoever prepares that says so
     try:
-        return KeysFile(settings.keys_file).load()
+        return file.load()
     except StoreProblem as problem:
         if problem.code != "missing":
             raise
-        if settings.proxy_api_keys_file is None:
-            return ()
         raise StartRefused(
             f"PROXY_API_KEYS_FILE names {settings.keys_file}, which does not exist. Make the first key with "
             "`grok-oauth-proxy keys add NAME`, or correct the setting.",
