@@ -140,7 +140,7 @@ def test_as_its_own(here: Side, own_server: Server, own_sim: Sim) -> None:
 
 def test_own_login_moved_on(here: Side, own_server: Server, own_sim: Sim) -> None:
     """A proxy here whose own login was moved gives it up, and never refreshes it again."""
-    tokens = own_sim.login(access_lifetime=240, age=175)
+    tokens = own_sim.login(access_lifetime=240, age=120)
     own_login(here.home, tokens)
     with proxy_running(here.home, own_sim) as proxy:
         assert proxy.http.get("/v1/models").status_code == 200
