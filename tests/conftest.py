@@ -10,14 +10,18 @@ import pytest
 from tests.harness import Home, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim, running
 
-SLOW = ("tests", "survival", "hermes", "cli", "moving")
-"""Folders whose tests mostly wait for processes, the slowest first."""
+SLOW = ("test_short_lived_tokens.py", "tests", "survival", "hermes", "cli", "moving", "clients")
+"""A file of two minutes, and the folders whose tests mostly wait for processes, the slowest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first: at the end no worker is left alone with a long one."""
-    rank = {folder: place for place, folder in enumerate(SLOW)}
-    items.sort(key=lambda item: rank.get(item.path.parent.name, len(SLOW)))
+    rank = {name: place for place, name in enumerate(SLOW)}
+
+    def place(item: pytest.Item) -> int:
+        return min(rank.get(name, len(SLOW)) for name in (item.path.name, item.path.parent.name))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module")
