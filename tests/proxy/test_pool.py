@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -292,4 +292,5 @@ TestPool.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
+    phases=[Phase.generate],  # making a finding small takes minutes: scripts/fuzz does
 )
