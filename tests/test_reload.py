@@ -6,8 +6,11 @@ import os
 import pty
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.harness import PATIENCE, Home, Output, ending, environment, provider_store, proxy_running, start
@@ -64,18 +67,21 @@ def test_reload(home: Home, own_sim: Sim, workers: int) -> None:
     assert KEY not in proxy.err.text()
 
 
+@contextmanager
+def stream_open(http: httpx.Client) -> Iterator[Iterator[str]]:
+    """The lines that are still to come of an answer that has begun."""
+    question = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    slow = {"x-sim": "chunk-delay=0.1"}
+    with http.stream("POST", "/v1/chat/completions", json=question, headers=slow) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        yield lines
+
+
 def test_open_answers_go_on(home: Home, own_sim: Sim) -> None:
     """A stream that is open while the settings are read again comes to its end."""
     home.write_store(provider_store(own_sim.login()))
-    question = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    with (
-        proxy_running(home, own_sim) as proxy,
-        proxy.http.stream(
-            "POST", "/v1/chat/completions", json=question, headers={"x-sim": "chunk-delay=0.1"}
-        ) as answer,
-    ):
-        lines = answer.iter_lines()
-        next(lines)
+    with proxy_running(home, own_sim) as proxy, stream_open(proxy.http) as lines:
         proxy.process.send_signal(signal.SIGHUP)
         proxy.err.wait_for(AGAIN)
         assert "data: [DONE]" in [*lines]
@@ -104,15 +110,22 @@ def test_no_open_door(home: Home, own_sim: Sim) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_closed_terminal(home: Home, own_sim: Sim, workers: int) -> None:
-    """SIGHUP, what a closed terminal sends, ends a daemon that was started there as cleanly as SIGTERM."""
+    """SIGHUP ends a daemon that was started at a terminal as cleanly as SIGTERM.
+
+    A terminal that is closed sends it twice, by the shell and by the system; open answers are not cut for it.
+    """
     home.write_store(provider_store(own_sim.login()))
     ours, theirs = pty.openpty()
     os.set_inheritable(theirs, True)
     try:
         env = environment(home, own_sim, PROXY_WORKERS=workers)
         with ending(start(env, by=(sys.executable, "-c", AT_TERMINAL, str(theirs)))) as process:
-            Output(process.stderr).wait_for("ready: ")
-            process.send_signal(signal.SIGHUP)
+            err = Output(process.stderr)
+            with client(err.wait_for(r"ready: (http://\S+)/v1")[1]) as http, stream_open(http) as lines:
+                process.send_signal(signal.SIGHUP)
+                err.wait_for("Ending: open answers")
+                process.send_signal(signal.SIGHUP)
+                assert "data: [DONE]" in [*lines]
             assert process.wait(PATIENCE) == 0
     finally:
         os.close(ours)

@@ -106,6 +106,8 @@ class Workers:
     def _end(self, number: signal.Signals) -> None:
         # The first signal lets open answers end; Ctrl-C after it cuts them, as in a single process. The first
         # is passed on as SIGTERM: a worker that is still starting would print a traceback on SIGINT.
+        if self._ending.is_set() and number == signal.SIGHUP:
+            return  # a closed terminal sends it twice: see `Server`
         if not self._ending.is_set():
             self._on_end()
         passed_on = number if self._ending.is_set() else signal.SIGTERM
