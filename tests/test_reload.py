@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +129,49 @@ def test_closed_terminal(home: Home, own_sim: Sim, workers: int) -> None:
                 process.send_signal(signal.SIGHUP)
                 assert "data: [DONE]" in [*lines]
             assert process.wait(PATIENCE) == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_told_while_it_starts(home: Home, own_sim: Sim) -> None:
+    """SIGHUP while the login is waited for ends nothing: the settings are read again once it serves."""
+    home.write_store(provider_store(own_sim.login()))
+    with home.auth.with_name("auth.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ending(start(environment(home, own_sim))) as process:
+            status = Path(f"/proc/{process.pid}/status")
+            while not _caught(status.read_text()) & 1 << signal.SIGHUP - 1:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGHUP)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            err = Output(process.stderr)
+            err.wait_for("ready: ")
+            err.wait_for(AGAIN)
+
+
+def _caught(status: str) -> int:
+    """The signals that a process answers itself."""
+    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+
+
+def test_nohup(home: Home, own_sim: Sim) -> None:
+    """Started at a terminal by what keeps SIGHUP from it, it survives that, and reads its settings again."""
+    home.write_store(provider_store(own_sim.login()))
+    ours, theirs = pty.openpty()
+    os.set_inheritable(theirs, True)
+    by = (
+        sys.executable,
+        "-c",
+        f"import signal; signal.signal(1, signal.SIG_IGN); {AT_TERMINAL}",
+        str(theirs),
+    )
+    try:
+        with proxy_running(home, own_sim, by=by) as proxy:
+            proxy.process.send_signal(signal.SIGHUP)
+            proxy.err.wait_for(AGAIN)
+            assert proxy.http.get("/health").status_code == 200
     finally:
         os.close(ours)
         os.close(theirs)
