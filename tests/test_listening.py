@@ -15,6 +15,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from grok_oauth_proxy.cli.running import Running, find_running, socket_path
+from grok_oauth_proxy.settings import Settings
 from tests.harness import (
     PATIENCE,
     Home,
@@ -79,6 +81,20 @@ def test_socket_left_over(home: Home, own_sim: Sim, path: Path) -> None:
         left.bind(str(path))
     with serving(home, own_sim, path) as http:
         assert http.get("/health").status_code == 200
+
+
+def test_relative_path(home: Home, own_sim: Sim, path: Path) -> None:
+    """A path below the folder it was started in, and in any letters, is noted so that commands find it."""
+    home.write_store(provider_store(own_sim.login()))
+    folder = path.parent / "für mich"
+    folder.mkdir(mode=0o700)
+    by = (sys.executable, "-c", "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])")
+    env = environment(home, own_sim, PROXY_UDS="grok.sock", PROXY_TCP="false")
+    with ending(start(env, by=(*by, str(folder)))) as process:
+        Output(process.stderr).wait_for(f"ready on the Unix socket {folder / path.name}$")
+        running = find_running(Settings(grok_proxy_auth_state=home.state))
+        assert isinstance(running, Running)
+        assert socket_path(running.address) == str(folder / path.name)
 
 
 def test_commands_over_the_socket(home: Home, own_sim: Sim, path: Path) -> None:

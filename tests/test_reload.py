@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.harness import PATIENCE, Home, Output, ending, environment, provider_store, proxy_running, start
@@ -64,18 +69,21 @@ def test_reload(home: Home, own_sim: Sim, workers: int) -> None:
     assert KEY not in proxy.err.text()
 
 
+@contextmanager
+def stream_open(http: httpx.Client) -> Iterator[Iterator[str]]:
+    """The lines that are still to come of an answer that has begun."""
+    question = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    slow = {"x-sim": "chunk-delay=0.1"}
+    with http.stream("POST", "/v1/chat/completions", json=question, headers=slow) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        yield lines
+
+
 def test_open_answers_go_on(home: Home, own_sim: Sim) -> None:
     """A stream that is open while the settings are read again comes to its end."""
     home.write_store(provider_store(own_sim.login()))
-    question = {"model": "grok-4", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    with (
-        proxy_running(home, own_sim) as proxy,
-        proxy.http.stream(
-            "POST", "/v1/chat/completions", json=question, headers={"x-sim": "chunk-delay=0.1"}
-        ) as answer,
-    ):
-        lines = answer.iter_lines()
-        next(lines)
+    with proxy_running(home, own_sim) as proxy, stream_open(proxy.http) as lines:
         proxy.process.send_signal(signal.SIGHUP)
         proxy.err.wait_for(AGAIN)
         assert "data: [DONE]" in [*lines]
@@ -104,16 +112,66 @@ def test_no_open_door(home: Home, own_sim: Sim) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_closed_terminal(home: Home, own_sim: Sim, workers: int) -> None:
-    """SIGHUP, what a closed terminal sends, ends a daemon that was started there as cleanly as SIGTERM."""
+    """SIGHUP ends a daemon that was started at a terminal as cleanly as SIGTERM.
+
+    A terminal that is closed sends it twice, by the shell and by the system; open answers are not cut for it.
+    """
     home.write_store(provider_store(own_sim.login()))
     ours, theirs = pty.openpty()
     os.set_inheritable(theirs, True)
     try:
         env = environment(home, own_sim, PROXY_WORKERS=workers)
         with ending(start(env, by=(sys.executable, "-c", AT_TERMINAL, str(theirs)))) as process:
-            Output(process.stderr).wait_for("ready: ")
-            process.send_signal(signal.SIGHUP)
+            err = Output(process.stderr)
+            with client(err.wait_for(r"ready: (http://\S+)/v1")[1]) as http, stream_open(http) as lines:
+                process.send_signal(signal.SIGHUP)
+                err.wait_for("Ending: open answers")
+                process.send_signal(signal.SIGHUP)
+                assert "data: [DONE]" in [*lines]
             assert process.wait(PATIENCE) == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_told_while_it_starts(home: Home, own_sim: Sim) -> None:
+    """SIGHUP while the login is waited for ends nothing: the settings are read again once it serves."""
+    home.write_store(provider_store(own_sim.login()))
+    with home.auth.with_name("auth.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ending(start(environment(home, own_sim))) as process:
+            status = Path(f"/proc/{process.pid}/status")
+            while not _caught(status.read_text()) & 1 << signal.SIGHUP - 1:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGHUP)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            err = Output(process.stderr)
+            err.wait_for("ready: ")
+            err.wait_for(AGAIN)
+
+
+def _caught(status: str) -> int:
+    """The signals that a process answers itself."""
+    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+
+
+def test_nohup(home: Home, own_sim: Sim) -> None:
+    """Started at a terminal by what keeps SIGHUP from it, it survives that, and reads its settings again."""
+    home.write_store(provider_store(own_sim.login()))
+    ours, theirs = pty.openpty()
+    os.set_inheritable(theirs, True)
+    by = (
+        sys.executable,
+        "-c",
+        f"import signal; signal.signal(1, signal.SIG_IGN); {AT_TERMINAL}",
+        str(theirs),
+    )
+    try:
+        with proxy_running(home, own_sim, by=by) as proxy:
+            proxy.process.send_signal(signal.SIGHUP)
+            proxy.err.wait_for(AGAIN)
+            assert proxy.http.get("/health").status_code == 200
     finally:
         os.close(ours)
         os.close(theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +111,37 @@ def test_no_file(file: Path) -> None:
     file.parent.unlink()
     file.parent.mkdir()
     file.touch()
+
+
+def test_pipe(file: Path) -> None:
+    """A pipe in its place is refused at once, and not waited for."""
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    assert "is no file of settings" in refusal()
+
+
+def test_refused_changes_nothing(file: Path) -> None:
+    """What is refused only when all is known changes nothing either."""
+    file.write_text("HTTPS_PROXY=http://127.0.0.1:1\n")
+    load_settings()
+    file.write_text("HTTPS_PROXY=http://127.0.0.1:2\nCREDENTIAL_SOURCE=api-key\n")
+    assert "XAI_API_KEY" in refusal()
+    assert os.environ["HTTPS_PROXY"].endswith(":1")
+    del os.environ["HTTPS_PROXY"]
+    assert "XAI_API_KEY" in refusal()
+
+
+def test_small_letters(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says wins, however the name is written there."""
+    monkeypatch.setenv("log_level", "error")
+    file.write_text("LOG_LEVEL=debug\n")
+    assert load_settings().log_level == "error"
+
+
+def test_circle(file: Path, tmp_path: Path) -> None:
+    """A link that leads to itself is no state file, and ends in a sentence."""
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    file.write_text(f"GROK_PROXY_AUTH_STATE={circle}\n")
+    if sys.version_info < (3, 13):
+        assert str(circle) in refusal()

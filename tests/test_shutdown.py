@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -114,6 +115,25 @@ def test_drain_ends(home: Home, own_sim: Sim, again: bool) -> None:
             proxy.process.send_signal(signal.SIGTERM)
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
+        assert proxy.process.wait(PATIENCE) == 0
+
+
+def test_cut_shows(home: Home, own_sim: Sim) -> None:
+    """An answer that ends with its connection, as HTTP/1.0 has it, is cut by a reset: an end looks whole."""
+    home.write_store(provider_store(own_sim.login()))
+    body = json.dumps(QUESTION).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"x-sim: chunk-delay=30\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with proxy_running(home, own_sim, PROXY_DRAIN_TIMEOUT=PATIENCE * 2) as proxy, proxy.dial() as sock:
+        sock.sendall(head.encode() + body)
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        proxy.process.send_signal(signal.SIGTERM)
+        proxy.err.wait_for(ENDING)
+        proxy.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionResetError), sock.makefile("rb") as answer:
+            answer.read()
         assert proxy.process.wait(PATIENCE) == 0
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Home, environment, provider_store, proxy_running, run
+from grok_oauth_proxy.systemd import Manager
+from tests.harness import (
+    PATIENCE,
+    Home,
+    Output,
+    ending,
+    environment,
+    provider_store,
+    proxy_running,
+    run,
+    start,
+)
 from tests.sim.harness import Sim
 
 OPEN_FOR = """
@@ -182,3 +195,61 @@ def test_unix_socket_handed_over(home: Home, own_sim: Sim, tmp_path: Path) -> No
             sock.connect(str(tmp_path / "sock"))
             sock.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             assert sock.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "datagram", "connection"])
+def test_handed_over_by_mistake(home: Home, kind: str) -> None:
+    """What nobody can connect to ends the start with one line."""
+    ends = socket.socketpair()
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+        ends[0],
+        ends[1],
+        os.fdopen(os.pipe()[0]) as pipe,
+    ):
+        descriptors = {"pipe": pipe.fileno(), "datagram": datagrams.fileno(), "connection": ends[0].fileno()}
+        descriptor = descriptors[kind]
+        os.set_inheritable(descriptor, True)
+        by = (sys.executable, "-c", OPEN_FOR, str(descriptor), "self")
+        ended = run(environment(home), by=by)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "grok-oauth-proxy: Descriptor 3, handed over by LISTEN_FDS, is no listening"
+    )
+
+
+def test_next_to_the_port_of_the_settings(home: Home, own_sim: Sim) -> None:
+    """A socket handed over is not told as one that was taken because the port of the settings is in use."""
+    home.write_store(provider_store(own_sim.login()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] - 1
+        with proxy_running(home, own_sim, by=handing_over(listener), PROXY_PORT=port) as proxy:
+            assert proxy.stop() == 0
+    assert "in use" not in proxy.err.text()
+
+
+def test_abstract_socket_handed_over(home: Home, own_sim: Sim) -> None:
+    """A socket in the abstract namespace is told with an @, as systemd writes it."""
+    home.write_store(provider_store(own_sim.login()))
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"\0{home.path}")
+        unix.listen()
+        with ending(start(environment(home, own_sim), by=handing_over(unix))) as process:
+            Output(process.stderr).wait_for(f"ready on the Unix socket @{home.path}$")
+
+
+def test_no_descriptor_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life are given where no file can be opened any more."""
+    with manager(Home(tmp_path)) as (address, ear):
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with closing(Manager()) as watched:
+            with Path(os.devnull).open() as last:
+                lowest_free = last.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+            try:
+                watched.tell("WATCHDOG=1")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        ear.setblocking(False)
+        assert ear.recv(4096) == b"WATCHDOG=1"

@@ -7,14 +7,17 @@ import resource
 import signal
 import socket
 import time
+from asyncio.subprocess import Process
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from httpx import RemoteProtocolError
 
+from grok_oauth_proxy.workers import Workers
 from tests.harness import (
     PATIENCE,
     Home,
@@ -331,3 +334,34 @@ def test_refused_start(home: Home, own_sim: Sim) -> None:
     assert ended.returncode == 3
     (line,) = ended.stderr.splitlines()
     assert "auth.json does not exist" in line
+
+
+def test_reload_while_one_starts() -> None:
+    """A worker that starts during a reload may have the old ones: it is told once it serves."""
+    told: list[tuple[str, signal.Signals]] = []
+
+    class Worker:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def send_signal(self, number: signal.Signals) -> None:
+            told.append((self.name, number))
+
+    def process(name: str) -> Process:
+        return cast("Process", Worker(name))
+
+    def nothing() -> None:
+        pass
+
+    workers = Workers(3, [], "", on_ready=nothing, on_end=nothing, on_hangup=nothing)
+    first, second, third = process("first"), process("second"), process("third")
+    workers._running |= {first, second, third}  # noqa: SLF001 - no process can be made to start at the right moment
+    workers._serves(first)  # noqa: SLF001
+    workers._hang_up()  # noqa: SLF001
+    assert told == [("first", signal.SIGHUP)]
+    workers._serves(second)  # noqa: SLF001
+    assert told[1:] == [("second", signal.SIGHUP)]
+    workers._hang_up()  # noqa: SLF001
+    assert told.count(("second", signal.SIGHUP)) == 2
+    workers._serves(third)  # noqa: SLF001
+    assert told.count(("third", signal.SIGHUP)) == 1

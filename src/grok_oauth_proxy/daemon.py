@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
@@ -16,6 +17,7 @@ import click
 import uvicorn
 
 from grok_oauth_proxy.app import Service, prepare_state, refuse_unsafe_start, running_app
+from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
 from grok_oauth_proxy.events import SettingsRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
@@ -71,8 +73,9 @@ def _for_sockets(opened: Sequence[socket.socket]) -> AsOpened:
 
 
 def _is_at_terminal() -> bool:
-    """Whether a terminal started it, which sends SIGHUP when it is closed."""
-    return any(os.isatty(number) for number in range(3))
+    """Whether a terminal started it, with which it ends: when that is closed, it sends SIGHUP."""
+    survives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup(1)
+    return not survives and any(os.isatty(number) for number in range(3))
 
 
 def _occupy_standard_streams() -> None:
@@ -95,19 +98,22 @@ async def _serve(
     *,
     at_terminal: bool,
 ) -> None:
+    hung_up = asyncio.Event()
+    if not at_terminal:  # told while it starts, it reads the settings again once it serves
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
     async with (
         running_app(settings) as service,
         _reassured(manager),
-        _answered(partial(_reload, service, as_opened, manager)) as reload,
+        _answered(hung_up, partial(_reload, service, as_opened, manager)),
     ):
         with _listening(settings, opened) as found:
             server = Server(
                 service,
                 service.observer,
                 drain=lambda: service.settings.proxy_drain_timeout,
-                on_ready=partial(_greet, settings, found, manager),
+                on_ready=partial(_greet, settings, found, manager, handed_over=bool(opened)),
                 on_end=partial(manager.tell, "STOPPING=1"),
-                on_hangup=None if at_terminal else reload,
+                on_hangup=None if at_terminal else hung_up.set,
             )
             await server.serve(sockets=[listener.socket for listener in found])
 
@@ -136,7 +142,7 @@ async def _supervise(
                 settings.proxy_workers,
                 [listener.socket for listener in found],
                 folder,
-                on_ready=partial(_greet, settings, found, manager),
+                on_ready=partial(_greet, settings, found, manager, handed_over=bool(opened)),
                 on_end=partial(manager.tell, "STOPPING=1"),
                 on_hangup=None if at_terminal else _log_as_set,
             )
@@ -150,19 +156,21 @@ def _log_as_set() -> None:
 
 
 @asynccontextmanager
-async def _answered(answer: Callable[[], Awaitable[object]]) -> AsyncIterator[Callable[[], None]]:
-    """What is to be called on a signal that `answer` answers; it is answered once at a time."""
-    asked = asyncio.Event()
+async def _answered(asked: asyncio.Event, answer: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Whenever it is `asked`, `answer` is called, once at a time."""
 
     async def wait() -> None:
         while True:
             await asked.wait()
             asked.clear()
-            await answer()
+            try:
+                await answer()
+            except Exception as error:  # noqa: BLE001 - the next signal is answered all the same
+                log_bug("A signal was not answered.", error)
 
     waiting = asyncio.create_task(wait(), name="reload")
     try:
-        yield asked.set
+        yield
     finally:
         waiting.cancel()
 
@@ -175,15 +183,17 @@ async def _reassured(manager: Manager) -> AsyncIterator[None]:
         yield
     finally:
         alive.cancel()
+        manager.close()
 
 
 async def _work(settings: Settings, sockets: list[socket.socket], as_opened: AsOpened) -> None:
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
+        hung_up = asyncio.Event()
         async with (
             running_app(settings) as service,
-            _answered(partial(_reload, service, as_opened, Manager())) as reload,
+            _answered(hung_up, partial(_reload, service, as_opened, Manager())),
         ):
             server = Server(
                 service,
@@ -191,7 +201,7 @@ async def _work(settings: Settings, sockets: list[socket.socket], as_opened: AsO
                 drain=lambda: service.settings.proxy_drain_timeout,
                 on_ready=_tell_ready,
                 on_end=lambda: None,
-                on_hangup=reload,
+                on_hangup=hung_up.set,
             )
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
@@ -227,7 +237,7 @@ def _listening(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[
         yield found
 
 
-def _greet(settings: Settings, found: Sequence[Listener], manager: Manager) -> None:
+def _greet(settings: Settings, found: Sequence[Listener], manager: Manager, *, handed_over: bool) -> None:
     for listener in found:
         with suppress(OSError):  # nobody reads it
             if listener.address.startswith(UNIX):
@@ -235,7 +245,7 @@ def _greet(settings: Settings, found: Sequence[Listener], manager: Manager) -> N
                 click.echo(f"grok-oauth-proxy is ready on the Unix socket {path}", err=True)
                 continue
             wanted, port = settings.proxy_port, listener.socket.getsockname()[1]
-            if wanted < port <= wanted + FURTHER_PORTS and wanted:
+            if wanted < port <= wanted + FURTHER_PORTS and wanted and not handed_over:
                 click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
             click.echo(f"grok-oauth-proxy is ready: {listener.address}/v1", err=True)
     manager.tell("READY=1", f"STATUS=Serving {found[0].address}")

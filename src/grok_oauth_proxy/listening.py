@@ -47,8 +47,8 @@ def listeners(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[l
             sock = stack.enter_context(listen(settings.proxy_host, settings.proxy_port))
             found.append(Listener(sock, _address(sock)))
         if settings.proxy_uds:
-            sock = stack.enter_context(unix_socket(settings.proxy_uds))
-            found.append(Listener(sock, f"{UNIX}{settings.proxy_uds}"))
+            path = settings.proxy_uds.absolute()  # other commands are run elsewhere
+            found.append(Listener(stack.enter_context(unix_socket(path)), f"{UNIX}{path}"))
         yield found
 
 
@@ -63,7 +63,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"PROXY_HOST {host!r} is not an address of this machine.") from None
     last = min(port + FURTHER_PORTS, 65535) if port else 0
     for candidate in range(port, last + 1):
-        if (sock := _try_to_listen(family, (address[0], candidate))) is not None:
+        if (sock := _try_to_listen(family, (address[0], candidate, *address[2:]))) is not None:
             return sock
     raise StartRefused(
         f"Ports {port} to {last} on {host} are all in use. End what uses them, or set PROXY_PORT.",
@@ -71,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
     )
 
 
-def _try_to_listen(family: int, address: tuple[Any, int]) -> socket.socket | None:
+def _try_to_listen(family: int, address: tuple[Any, ...]) -> socket.socket | None:
     # With the protocol named, asyncio turns Nagle's algorithm off; without it each answer may wait 40 ms.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -158,6 +158,9 @@ def _refused(path: Path, why: str) -> StartRefused:
 def _address(sock: socket.socket) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return f"{UNIX}{name}"
+        # In the abstract namespace it is bytes that begin with NUL, for which systemd writes an @.
+        return UNIX + (
+            name.decode("ascii", "replace").replace("\0", "@") if isinstance(name, bytes) else name
+        )
     host, port = name[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

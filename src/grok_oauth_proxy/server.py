@@ -39,7 +39,8 @@ class _Quiet:
 
 class Server(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM and SIGINT; open answers get `drain()` seconds, or none once it is
-    told again. SIGHUP is answered by `on_hangup`, or ends it too."""
+    told again. SIGHUP is answered by `on_hangup`, or ends it too, and is never such a second time: a shell
+    whose terminal is closed sends it, and once that has ended, the system does."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Server(uvicorn.Server):
         self._drain = drain
         self._on_ready = on_ready
         self._on_end = on_end
-        self._on_hangup = on_hangup or self._end
+        self._on_hangup = on_hangup or self._hang_up
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -89,6 +90,9 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    def _hang_up(self) -> None:
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and let what was accepted be answered.
 
@@ -104,8 +108,9 @@ class Server(uvicorn.Server):
         with suppress(TimeoutError):
             async with asyncio.timeout(drain):
                 await self._until(_Quiet(state))
-                for connection in list(state.connections):
-                    connection.close()  # type: ignore[union-attr]  # ours, not uvicorn's
+                if not self.force_exit:  # else answers are open, whose cut must not look like their end
+                    for connection in list(state.connections):
+                        connection.close()  # type: ignore[union-attr]  # ours, not uvicorn's
                 await self._until(lambda: not state.connections)  # what was answered has left
         if open_answers := list(state.tasks):
             for task in open_answers:

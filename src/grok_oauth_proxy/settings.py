@@ -194,14 +194,10 @@ def load_settings() -> Settings:
     environment afterwards, for those that read their own variables there: the egress proxy, TLS, tracing.
     """
     try:
-        settings = _checked(_added_by_file())
+        return _checked(_added_by_file())
     except RuntimeError:
         # Path.home() finds neither HOME nor a password entry.
         raise ConfigurationError("No home directory is known. Set HOME.") from None
-    _require_a_file_of_its_own(settings)
-    _require_key(settings)
-    _require_http_for_traces(settings)
-    return settings
 
 
 def environment_as_given() -> dict[str, str]:
@@ -233,19 +229,28 @@ def _added_by_file() -> dict[str, str]:
     for name in said:
         if name not in known and not _OF_LIBRARIES.fullmatch(name):
             raise ConfigurationError(f"{name} in {path} is not a setting. Correct or remove it.")
-    given = environment_as_given()
-    return {name: value for name, value in said.items() if not given.get(name)}
+    # A setting counts however its name is written; for libraries https_proxy and HTTPS_PROXY are two.
+    given = {
+        name.upper() if name.upper() in known else name
+        for name, value in environment_as_given().items()
+        if value
+    }
+    return {name: value for name, value in said.items() if name not in given}
 
 
 def _checked(added: dict[str, str]) -> Settings:
     """The settings of the environment and what is `added`, which stays there unless they are bad."""
-    before = {name: os.environ[name] for name in _from_file}
+    before = {name: os.environ[name] for name in _from_file if name in os.environ}
     _replace_added(added)
     try:
-        return _read()
+        settings = _read()
+        _require_a_file_of_its_own(settings)
+        _require_key(settings)
+        _require_http_for_traces(settings)
     except ConfigurationError:
         _replace_added(before)
         raise
+    return settings
 
 
 def _replace_added(added: dict[str, str]) -> None:
@@ -268,19 +273,26 @@ def _read() -> Settings:
 
 
 def _require_a_file_of_its_own(settings: Settings) -> None:
-    state, keys = settings.grok_proxy_auth_state.resolve(), settings.keys_file.resolve()
+    state, keys = _resolved(settings.grok_proxy_auth_state), _resolved(settings.keys_file)
     names = {
         "Hermes' own store": settings.hermes_stores,
         "the proxy's own login": (state.with_name("login.json"),),
     }
     for name, paths in names.items():
         for setting, taken in (("GROK_PROXY_AUTH_STATE", state), ("PROXY_API_KEYS_FILE", keys)):
-            if any(taken == path.resolve() for path in paths):
+            if any(taken == _resolved(path) for path in paths):
                 raise ConfigurationError(f"{setting} names {name}. Unset it, or name another file.")
     if keys == state:
         raise ConfigurationError(
             "PROXY_API_KEYS_FILE and GROK_PROXY_AUTH_STATE name the same file. Name another one."
         )
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError:  # Python 3.13 and later tell nothing
+        raise ConfigurationError(f"{path} is a link that leads to itself. Remove it.") from None
 
 
 def _require_key(settings: Settings) -> None:

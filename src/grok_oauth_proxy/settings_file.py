@@ -29,7 +29,7 @@ def settings_file() -> Path:
 def read_settings_file(path: Path) -> dict[str, str]:
     """Names and values; none where there is no file. Raises `BadSettingsFile`."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             found = os.fstat(file.fileno())
             content = file.read(_LARGEST + 1) if stat.S_ISREG(found.st_mode) else None
     except (FileNotFoundError, NotADirectoryError):
@@ -45,6 +45,11 @@ def read_settings_file(path: Path) -> dict[str, str]:
     if found.st_mode & _OF_OTHERS:
         raise BadSettingsFile(f"{path} is open to others, and may hold keys. Run: chmod 600 {path}")
     return dict(_settings(path, content))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe in its place would be waited for until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _settings(path: Path, content: bytes) -> list[tuple[str, str]]:

@@ -12,21 +12,38 @@ import socket
 from contextlib import suppress
 from typing import Final
 
+from grok_oauth_proxy.errors import ConfigurationError
+
 _FIRST_DESCRIPTOR: Final = 3
 _MICROSECONDS: Final = 1e6
 _TOLD_WITHIN: Final = 1.0
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 def inherited_sockets() -> list[socket.socket]:
-    """The listening sockets that were opened for this process, if any; asked once, they are gone."""
+    """The listening sockets that were opened for this process, if any; asked once, they are gone.
+
+    Raises `ConfigurationError` for what cannot be connected to: a pipe, datagrams, a connection (Accept=yes).
+    """
     meant_for, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if meant_for != str(os.getpid()) or not count.isdigit():
         return []
-    descriptors = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
-    for descriptor in descriptors:
+    return [_listening(_FIRST_DESCRIPTOR + number) for number in range(int(count))]
+
+
+def _listening(descriptor: int) -> socket.socket:
+    try:
         os.set_inheritable(descriptor, False)
-    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        sock = socket.socket(fileno=descriptor)
+        if sock.family in _FAMILIES and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return sock
+    except OSError:  # no socket at all
+        pass
+    raise ConfigurationError(
+        f"Descriptor {descriptor}, handed over by LISTEN_FDS, is no listening stream socket. "
+        "Use ListenStream= in the socket unit, without Accept=yes."
+    )
 
 
 class Manager:
@@ -37,6 +54,8 @@ class Manager:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         meant_for = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
         limit = os.environ.pop("WATCHDOG_USEC", "")
+        # Opened now: where no file can be opened any more, signs of life are still given.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         mine = limit.isdigit() and meant_for == str(os.getpid())
         self._pause = int(limit) / _MICROSECONDS / 2 if mine else 0.0
 
@@ -45,13 +64,17 @@ class Manager:
 
     def tell(self, *news: str) -> None:
         """Assignments like READY=1. Whether they arrive is the manager's business."""
-        if not self._address:
+        if self._socket is None:
             return
         # A name in the abstract namespace is written with an @ in the place of its leading NUL.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(_TOLD_WITHIN)
-            sock.sendto("\n".join(news).encode(), address)
+        with suppress(OSError):
+            self._socket.settimeout(_TOLD_WITHIN)
+            self._socket.sendto("\n".join(news).encode(), address)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
     async def reassure(self) -> None:
         """Tell it, for as long as the event loop turns, that it does."""

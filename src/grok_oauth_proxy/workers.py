@@ -79,6 +79,7 @@ class Workers:
         self._on_hangup = on_hangup
         self._running: set[Process] = set()
         self._serving: set[Process] = set()
+        self._behind: set[Process] = set()
         self._told = False
         self._one_serves = asyncio.Event()
         self._ending = asyncio.Event()
@@ -105,6 +106,8 @@ class Workers:
     def _end(self, number: signal.Signals) -> None:
         # The first signal lets open answers end; Ctrl-C after it cuts them, as in a single process. The first
         # is passed on as SIGTERM: a worker that is still starting would print a traceback on SIGINT.
+        if self._ending.is_set() and number == signal.SIGHUP:
+            return  # a closed terminal sends it twice: see `Server`
         if not self._ending.is_set():
             self._on_end()
         passed_on = number if self._ending.is_set() else signal.SIGTERM
@@ -119,9 +122,10 @@ class Workers:
     def _hang_up(self) -> None:
         assert self._on_hangup is not None  # noqa: S101 - for the type checker
         self._on_hangup()
-        for process in self._serving:  # one that still starts reads the settings anyhow
+        for process in self._serving:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGHUP)
+        self._behind |= self._running - self._serving  # it may have read the settings already
 
     async def _keep(self) -> None:
         """Keep a worker in one place until the end."""
@@ -168,6 +172,7 @@ class Workers:
         code = await process.wait()
         self._running.discard(process)
         self._serving.discard(process)
+        self._behind.discard(process)
         mark_process_dead(process.pid, self._folder)  # type: ignore[no-untyped-call]  # it has no types
         if not served:
             self._forget(process)
@@ -183,6 +188,10 @@ class Workers:
 
     def _serves(self, process: Process) -> None:
         self._serving.add(process)
+        if process in self._behind:
+            self._behind.discard(process)
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGHUP)
         self._one_serves.set()
         if len(self._serving) == self._count and not (self._told or self._ending.is_set()):
             self._told = True

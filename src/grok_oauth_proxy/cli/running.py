@@ -25,7 +25,7 @@ _DEEP_PATIENCE: Final = 6.0
 
 _ADDRESS: Final = re.compile(r"http://(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([0-9]{1,5})")
 _MAX_REPORT: Final = 256 * 1024
-_UNIX: Final = re.compile(r"unix:(/[ -~]+)")
+_UNIX: Final = re.compile(r"unix:(/.+)")
 _ANYWHERE: Final = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
 _KEY_PROBE: Final = "/v1/v1/"
 """Behind the front door, and refused there: it costs the API nothing."""
@@ -52,7 +52,7 @@ def find_running(settings: Settings) -> Running | Absent:
     """Read the address file and ask who is there; takes `PATIENCE` seconds twice at most."""
     path = settings.grok_proxy_auth_state.parent / "address"
     try:
-        noted = path.read_bytes()[:256].decode("ascii", "replace").rstrip("\n")
+        noted = path.read_bytes()[:256].decode("utf-8", "replace").rstrip("\n")
     except FileNotFoundError:
         return Absent("not_running", "No proxy is running here. Start it with `grok-oauth-proxy serve`.")
     except OSError as error:
@@ -64,7 +64,7 @@ def find_running(settings: Settings) -> Running | Absent:
 
 def socket_path(address: str) -> str | None:
     """The path of a Unix socket, None where the address is none."""
-    match = _UNIX.fullmatch(address)
+    match = _UNIX.fullmatch(address) if address.isprintable() else None
     return match[1] if match else None
 
 
