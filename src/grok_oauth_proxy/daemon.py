@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -15,8 +16,9 @@ import click
 import uvicorn
 
 from grok_oauth_proxy.app import prepare_state, refuse_unsafe_start, running_app
+from grok_oauth_proxy.certificate import out_of_time, server_context
 from grok_oauth_proxy.errors import ConfigurationError, StartRefused
-from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
+from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, limits, listeners
 from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.server import Server
@@ -37,11 +39,12 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     served = [_inherited(descriptor) for descriptor in workers_sockets]
     settings = _as_opened(settings, served or opened)
     refuse_unsafe_start(settings)
+    tls = server_context(settings)
     if settings.proxy_workers > 1 and not served:
-        return asyncio.run(_supervise(settings, opened, manager))
+        return asyncio.run(_supervise(settings, tls, opened, manager))
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_work(settings, served) if served else _serve(settings, opened, manager))
+        runner.run(_work(settings, tls, served) if served else _serve(settings, tls, opened, manager))
     return 0
 
 
@@ -63,23 +66,29 @@ def _occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-async def _serve(settings: Settings, opened: Sequence[socket.socket], manager: Manager) -> None:
+async def _serve(
+    settings: Settings, tls: ssl.SSLContext | None, opened: Sequence[socket.socket], manager: Manager
+) -> None:
     async with running_app(settings) as (app, observer), _reassured(manager):
         with _listening(settings, opened) as found:
             server = Server(
                 app,
                 observer,
+                limits=limits(settings),
+                tls=tls,
                 drain=settings.proxy_drain_timeout,
-                on_ready=partial(_greet, settings, found, manager),
+                on_ready=partial(_greet, settings, tls, found, manager),
                 on_end=partial(manager.tell, "STOPPING=1"),
             )
             await server.serve(sockets=[listener.socket for listener in found])
 
 
-async def _supervise(settings: Settings, opened: Sequence[socket.socket], manager: Manager) -> int:
+async def _supervise(
+    settings: Settings, tls: ssl.SSLContext | None, opened: Sequence[socket.socket], manager: Manager
+) -> int:
     prepare_state(settings, log_event)
     with _listening(settings, opened) as found, metrics_folder() as folder:
-        greet = partial(_greet, settings, found, manager)
+        greet = partial(_greet, settings, tls, found, manager)
         sockets = [listener.socket for listener in found]
         async with _reassured(manager):
             workers = Workers(
@@ -102,7 +111,7 @@ async def _reassured(manager: Manager) -> AsyncIterator[None]:
         alive.cancel()
 
 
-async def _work(settings: Settings, sockets: list[socket.socket]) -> None:
+async def _work(settings: Settings, tls: ssl.SSLContext | None, sockets: list[socket.socket]) -> None:
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
@@ -110,6 +119,8 @@ async def _work(settings: Settings, sockets: list[socket.socket]) -> None:
             server = Server(
                 app,
                 observer,
+                limits=limits(settings),
+                tls=tls,
                 drain=settings.proxy_drain_timeout,
                 on_ready=_tell_ready,
                 on_end=lambda: None,
@@ -148,7 +159,12 @@ def _listening(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[
         yield found
 
 
-def _greet(settings: Settings, found: Sequence[Listener], manager: Manager) -> None:
+def _greet(
+    settings: Settings, tls: ssl.SSLContext | None, found: Sequence[Listener], manager: Manager
+) -> None:
+    for warning in _warnings(settings, tls, found):
+        with suppress(OSError):
+            click.echo(f"Warning: {warning}", err=True)
     for listener in found:
         with suppress(OSError):  # nobody reads it
             if listener.address.startswith(UNIX):
@@ -160,6 +176,20 @@ def _greet(settings: Settings, found: Sequence[Listener], manager: Manager) -> N
                 click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
             click.echo(f"grok-oauth-proxy is ready: {listener.address}/v1", err=True)
     manager.tell("READY=1", f"STATUS=Serving {found[0].address}")
+
+
+def _warnings(settings: Settings, tls: ssl.SSLContext | None, found: Sequence[Listener]) -> Iterator[str]:
+    """What a person should know of how it can be reached."""
+    if tls is not None and settings.proxy_tls_cert is not None:
+        if what := out_of_time(tls, settings.proxy_tls_cert):
+            yield f"the certificate in PROXY_TLS_CERT {what}: clients will not take it."
+        return
+    for listener in found:
+        if listener.socket.family != socket.AF_UNIX and not is_loopback(listener.socket.getsockname()[0]):
+            yield (
+                f"the way to {listener.address} is not encrypted: the network can read the key, and all that "
+                "is asked and answered. Set PROXY_TLS_CERT and PROXY_TLS_KEY, or use PROXY_UDS or `ssh -L`."
+            )
 
 
 @contextmanager

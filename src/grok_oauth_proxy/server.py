@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -15,6 +16,7 @@ import uvicorn
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.events import DrainStarted, Observer
 from grok_oauth_proxy.http1.connection import Connection
+from grok_oauth_proxy.http1.crowd import Crowd, Limits
 
 _LOOK_EVERY: Final = 0.05
 _ON_THE_WAY: Final = 1.0
@@ -23,13 +25,18 @@ _ON_THE_WAY: Final = 1.0
 
 class Server(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM, SIGINT and SIGHUP; open answers get `drain` seconds, or none once it
-    is told again."""
+    is told again.
+
+    `tls`: what is spoken on all sockets but Unix ones, None for plain HTTP.
+    """
 
     def __init__(
         self,
         app: Application,
         observer: Observer,
         *,
+        limits: Limits,
+        tls: ssl.SSLContext | None,
         drain: float,
         on_ready: Callable[[], object],
         on_end: Callable[[], object],
@@ -38,7 +45,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 interface="asgi3",  # told, because the application need not be a coroutine function
-                http=partial(Connection, observer),  # type: ignore[arg-type]  # called like a class
+                http=partial(Connection, observer, Crowd(limits), tls),  # type: ignore[arg-type]  # called like a class
                 ws="none",
                 lifespan="off",
                 log_config=None,

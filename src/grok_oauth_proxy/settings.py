@@ -25,6 +25,9 @@ _OF_OTHERS = frozenset({"PROXY_USER"})
 """What other programs read, though it looks like one of ours."""
 
 
+_PATHS = ("proxy_uds", "proxy_tls_cert", "proxy_tls_key")
+
+
 class Settings(BaseSettings):
     """All settings, from environment variables of the same name in upper case. Times are seconds."""
 
@@ -39,6 +42,13 @@ class Settings(BaseSettings):
     proxy_port: int = Field(default=9996, ge=0, le=65535)
     proxy_tcp: bool = True
     proxy_uds: Path | None = None
+    proxy_tls_cert: Path | None = None
+    proxy_tls_key: Path | None = None
+    proxy_max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    proxy_max_connections_per_client: int = Field(default=0, ge=0, le=1_000_000)
+    proxy_head_timeout: float = Field(default=10.0, gt=0, le=3600)
+    proxy_body_timeout: float = Field(default=60.0, gt=0, le=86400)
+    proxy_max_body: int = Field(default=1024**3, ge=0)
     proxy_drain_timeout: float = Field(default=30.0, ge=0, le=3600)
     proxy_workers: int = Field(default=1, ge=1, le=64)
     proxy_api_key: SecretStr | None = None
@@ -93,7 +103,7 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path", "proxy_uds")
+    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path", *_PATHS)
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         try:
@@ -101,7 +111,7 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("its ~ names no home directory") from None
 
-    @field_validator("grok_proxy_auth_state", "hermes_auth_path", "proxy_uds")
+    @field_validator("grok_proxy_auth_state", "hermes_auth_path", *_PATHS)
     @classmethod
     def _a_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.name.strip("."):
@@ -163,6 +173,7 @@ def load_settings() -> Settings:
         raise ConfigurationError("No home directory is known. Set HOME.") from None
     _require_a_file_of_its_own(settings)
     _require_key(settings)
+    _require_both_halves(settings)
     return settings
 
 
@@ -188,6 +199,16 @@ def _require_key(settings: Settings) -> None:
             raise ConfigurationError(
                 f"{name} is {value}, but there is no key. Set XAI_API_KEY to one from the xAI console."
             )
+
+
+def _require_both_halves(settings: Settings) -> None:
+    if (settings.proxy_tls_cert is None) != (settings.proxy_tls_key is None):
+        missing, there = "PROXY_TLS_CERT", "PROXY_TLS_KEY"
+        if settings.proxy_tls_key is None:
+            missing, there = there, missing
+        raise ConfigurationError(
+            f"{there} is set, but {missing} is not. TLS needs both: set it, or unset both."
+        )
 
 
 def _guards_the_port(bare: str, squeezed: Iterable[str]) -> bool:

@@ -26,6 +26,7 @@ from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.events import Event
 from grok_oauth_proxy.http1.connection import Connection
+from grok_oauth_proxy.http1.crowd import Crowd, Limits
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
@@ -116,7 +117,9 @@ class Stage:
         app = Gateway(door, api, nothing_here, observer=lambda _event: None, clock=Clock())
         config = uvicorn.Config(app, interface="asgi3", lifespan="off", proxy_headers=False, log_config=None)
         config.load()
-        make = partial(Connection, lambda _event: None, config, uvicorn.server.ServerState(), {})
+        make = partial(
+            Connection, lambda _event: None, Crowd(Limits()), None, config, uvicorn.server.ServerState(), {}
+        )
         self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 
 from grok_oauth_proxy.asgi import Message
-from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
+from grok_oauth_proxy.proxy.body import ClientGone, Keep, RequestBody
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ class Client:
 
 
 def body(client: Client, *, whole: bytes | None = None, limit: int = 10) -> RequestBody:
-    return RequestBody(client, whole=whole, limit=limit)
+    return RequestBody(client, whole=whole, keep=Keep(limit))
 
 
 async def read(source: RequestBody) -> list[bytes]:

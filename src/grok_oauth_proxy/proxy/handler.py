@@ -19,7 +19,7 @@ from grok_oauth_proxy.events import (
     UpstreamFailed,
 )
 from grok_oauth_proxy.proxy import retry
-from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.body import ClientGone, Keep
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
 from grok_oauth_proxy.proxy.limits import limits_told
@@ -47,12 +47,12 @@ class Proxy:
         self._recovery = recovery
         self._upstream = upstream
         self._policy = policy
-        self._replay_limit = replay_limit
+        self._keep = Keep(replay_limit)
         self._observer = observer
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._clock, replay_limit=self._replay_limit)
+        exchange = Exchange(scope, receive, send, self._clock, keep=self._keep)
         self._observer(RequestStarted())
         try:
             await self._answer(exchange)
