@@ -222,7 +222,7 @@ def proxy_running(
 
 @contextmanager
 def before_bare_api(
-    home: Home, sim: Sim, *, warm: int = 0, read_timeout: float = 3600
+    home: Home, sim: Sim, *, warm: int = 0, read_timeout: float = 3600, body_timeout: float = 60
 ) -> Iterator[tuple[socket.socket, Proxy]]:
     """A proxy whose API is a listening socket and no more; `warm` connections are opened before a request."""
     home.write_store(provider_store(sim.login()))
@@ -230,7 +230,12 @@ def before_bare_api(
         listener.settimeout(PATIENCE)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         with proxy_running(
-            home, sim, XAI_BASE_URL=url, UPSTREAM_WARM_CONNECTIONS=warm, UPSTREAM_READ_TIMEOUT=read_timeout
+            home,
+            sim,
+            XAI_BASE_URL=url,
+            UPSTREAM_WARM_CONNECTIONS=warm,
+            UPSTREAM_READ_TIMEOUT=read_timeout,
+            PROXY_BODY_TIMEOUT=body_timeout,
         ) as proxy:
             yield listener, proxy
 
