@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from tests.sim.harness import Sim, client
+from tests.sim.harness import NO_CERTIFICATES, Sim, client
 
 Json = dict[str, Any]
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
@@ -171,7 +172,7 @@ class Proxy:
 
     def dial(self) -> socket.socket:
         """A bare connection to it."""
-        host, port = self.url.removeprefix("http://").split(":")
+        host, port = self.url.partition("://")[2].split(":")
         return socket.create_connection((host, int(port)), PATIENCE)
 
     def stop(self) -> int:
@@ -210,13 +211,18 @@ def write_expired_login(home: Home, sim: Sim) -> None:
 
 @contextmanager
 def proxy_running(
-    home: Home, sim: Sim | None = None, *, by: tuple[str, ...] = (), **settings: object
+    home: Home,
+    sim: Sim | None = None,
+    *,
+    by: tuple[str, ...] = (),
+    trust: ssl.SSLContext = NO_CERTIFICATES,
+    **settings: object,
 ) -> Iterator[Proxy]:
-    """`serve` in a process of its own, ready; ended by its id on the way out."""
+    """`serve` in a process of its own, ready; ended by its id on the way out. `trust`: its client's."""
     with ending(start(environment(home, sim, **settings), by=by)) as process:
         err = Output(process.stderr)
-        url = err.wait_for(r"ready: (http://\S+)/v1")[1]
-        with client(url, timeout=PATIENCE) as http:
+        url = err.wait_for(r"ready: (https?://\S+)/v1")[1]
+        with client(url, timeout=PATIENCE, tls=trust) as http:
             yield Proxy(url, home, http, process, err)
 
 

@@ -121,7 +121,7 @@ def test_read(environment: pytest.MonkeyPatch, name: str, text: str, value: obje
 
 
 def test_the_table_is_whole() -> None:
-    """Each setting but the keys and those of TLS, which have tests of their own, stands in the table above."""
+    """Each setting but the keys and those of TLS, which have their own tests, is in the table above."""
     elsewhere = {"proxy_api_key", "xai_api_key", "proxy_tls_cert", "proxy_tls_key"}
     assert {name.lower() for name in READ} == set(Settings.model_fields) - elsewhere
 

@@ -9,10 +9,10 @@ import click
 from grok_oauth_proxy.cli.clients import Endpoint
 from grok_oauth_proxy.cli.running import (
     Absent,
+    address_of,
     base_url,
     find_running,
     key_trouble,
-    reachable,
     socket_path,
 )
 from grok_oauth_proxy.egress import egress_proxy
@@ -35,7 +35,10 @@ def find_endpoint(settings: Settings) -> Endpoint:
             click.echo(trouble, err=True)
     address = address or _configured(settings)
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
-    endpoint = Endpoint(base_url(address), key, socket_path(address))
+    certificate = settings.proxy_tls_cert if address.startswith("https://") else None
+    endpoint = Endpoint(
+        base_url(address), key, socket_path(address), str(certificate) if certificate else None
+    )
     if endpoint.socket is None:
         _tell_of_egress(endpoint.base_url)
     return endpoint
@@ -50,8 +53,7 @@ def _configured(settings: Settings) -> str:
             "Start it first.",
             code="no_address",
         )
-    host = f"[{settings.proxy_host}]" if ":" in settings.proxy_host else settings.proxy_host
-    return reachable(f"http://{host}:{settings.proxy_port}")
+    return address_of(settings)
 
 
 def _tell_of_egress(base_url: str) -> None:
