@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from tests.sim.harness import Sim, client
+from tests.sim.harness import NO_CERTIFICATES, Sim, client
 
 Json = dict[str, Any]
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
@@ -170,7 +171,7 @@ class Proxy:
 
     def dial(self) -> socket.socket:
         """A bare connection to it."""
-        host, port = self.url.removeprefix("http://").split(":")
+        host, port = self.url.partition("://")[2].split(":")
         return socket.create_connection((host, int(port)), PATIENCE)
 
     def stop(self) -> int:
@@ -205,19 +206,24 @@ def write_expired_login(home: Home, sim: Sim) -> None:
 
 @contextmanager
 def proxy_running(
-    home: Home, sim: Sim | None = None, *, by: tuple[str, ...] = (), **settings: object
+    home: Home,
+    sim: Sim | None = None,
+    *,
+    by: tuple[str, ...] = (),
+    trust: ssl.SSLContext = NO_CERTIFICATES,
+    **settings: object,
 ) -> Iterator[Proxy]:
-    """`serve` in a process of its own, ready; ended by its id on the way out."""
+    """`serve` in a process of its own, ready; ended by its id on the way out. `trust`: its client's."""
     with ending(start(environment(home, sim, **settings), by=by)) as process:
         err = Output(process.stderr)
-        url = err.wait_for(r"ready: (http://\S+)/v1")[1]
-        with client(url, timeout=PATIENCE) as http:
+        url = err.wait_for(r"ready: (https?://\S+)/v1")[1]
+        with client(url, timeout=PATIENCE, tls=trust) as http:
             yield Proxy(url, home, http, process, err)
 
 
 @contextmanager
 def before_bare_api(
-    home: Home, sim: Sim, *, warm: int = 0, read_timeout: float = 3600
+    home: Home, sim: Sim, *, warm: int = 0, read_timeout: float = 3600, body_timeout: float = 60
 ) -> Iterator[tuple[socket.socket, Proxy]]:
     """A proxy whose API is a listening socket and no more; `warm` connections are opened before a request."""
     home.write_store(provider_store(sim.login()))
@@ -225,7 +231,12 @@ def before_bare_api(
         listener.settimeout(PATIENCE)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         with proxy_running(
-            home, sim, XAI_BASE_URL=url, UPSTREAM_WARM_CONNECTIONS=warm, UPSTREAM_READ_TIMEOUT=read_timeout
+            home,
+            sim,
+            XAI_BASE_URL=url,
+            UPSTREAM_WARM_CONNECTIONS=warm,
+            UPSTREAM_READ_TIMEOUT=read_timeout,
+            PROXY_BODY_TIMEOUT=body_timeout,
         ) as proxy:
             yield listener, proxy
 

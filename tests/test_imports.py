@@ -34,7 +34,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"credentials", "moving"}),
     frozenset({"tasks", "proxy", "observe", "control_plane"}),
     frozenset({"web", "http1"}),
-    frozenset({"server", "app", "listening", "systemd"}),
+    frozenset({"server", "app", "listening", "certificate", "systemd"}),
     frozenset({"workers"}),
     frozenset({"daemon"}),
     frozenset({"cli", "__main__"}),

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -41,7 +42,8 @@ def family(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The ids of a daemon that knows both keys, and of its workers."""
     home = Home(tmp_path_factory.mktemp("home"))
     home.write_store(provider_store(shared_sim.login()))
-    with proxy_running(home, shared_sim, by=UNPRIVILEGED, PROXY_WORKERS=FAMILY - 1, **SECRETS) as proxy:
+    secrets: dict[str, Any] = {**SECRETS}
+    with proxy_running(home, shared_sim, by=UNPRIVILEGED, PROXY_WORKERS=FAMILY - 1, **secrets) as proxy:
         yield family_of(proxy)
 
 

@@ -40,6 +40,13 @@ def test_defaults(tmp_path: Path) -> None:
         "proxy_port": 9996,
         "proxy_tcp": True,
         "proxy_uds": None,
+        "proxy_tls_cert": None,
+        "proxy_tls_key": None,
+        "proxy_max_connections": 10_000,
+        "proxy_max_connections_per_client": 0,
+        "proxy_head_timeout": 10.0,
+        "proxy_body_timeout": 60.0,
+        "proxy_max_body": 1024**3,
         "proxy_drain_timeout": 30.0,
         "proxy_max_requests": 1024,
         "proxy_max_streams": 512,
@@ -81,6 +88,11 @@ READ = {
     "PROXY_PORT": ("0", 0),
     "PROXY_TCP": ("false", False),
     "PROXY_UDS": ("/srv/sock", Path("/srv/sock")),
+    "PROXY_MAX_CONNECTIONS": ("1", 1),
+    "PROXY_MAX_CONNECTIONS_PER_CLIENT": ("9", 9),
+    "PROXY_HEAD_TIMEOUT": ("0.5", 0.5),
+    "PROXY_BODY_TIMEOUT": ("0.5", 0.5),
+    "PROXY_MAX_BODY": ("0", 0),
     "PROXY_DRAIN_TIMEOUT": ("0", 0.0),
     "PROXY_MAX_REQUESTS": ("0", 0),
     "PROXY_API_KEYS_FILE": ("/srv/keys.json", Path("/srv/keys.json")),
@@ -121,8 +133,23 @@ def test_read(environment: pytest.MonkeyPatch, name: str, text: str, value: obje
 
 
 def test_the_table_is_whole() -> None:
-    """Each setting but the keys, which have tests of their own, stands in the table above."""
-    assert {name.lower() for name in READ} == set(Settings.model_fields) - {"proxy_api_key", "xai_api_key"}
+    """Each setting but the keys and those of TLS, which have their own tests, is in the table above."""
+    elsewhere = {"proxy_api_key", "xai_api_key", "proxy_tls_cert", "proxy_tls_key"}
+    assert {name.lower() for name in READ} == set(Settings.model_fields) - elsewhere
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_both_halves_of_tls(environment: pytest.MonkeyPatch, there: int) -> None:
+    """Certificate and key are set together or not at all."""
+    names = ["PROXY_TLS_CERT", "PROXY_TLS_KEY"]
+    environment.setenv(names[there], "~/tls.pem")
+    assert refusal().startswith(f"{names[there]} is set, but {names[1 - there]} is not.")
+    environment.setenv(names[1 - there], "/srv/tls.pem")
+    settings = load_settings()
+    assert {settings.proxy_tls_cert, settings.proxy_tls_key} == {
+        Path.home() / "tls.pem",
+        Path("/srv/tls.pem"),
+    }
 
 
 def test_key(environment: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +20,10 @@ import uvicorn
 
 from grok_oauth_proxy.app import Service, prepare_state, refuse_unsafe_start, running_app
 from grok_oauth_proxy.bugs import log_bug
+from grok_oauth_proxy.certificate import out_of_time, reload_certificate, server_context
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
 from grok_oauth_proxy.events import SettingsRefused
-from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, listeners
+from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, limits, listeners
 from grok_oauth_proxy.observe.log import configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.secrecy import keep_memory_private
@@ -31,6 +34,18 @@ from grok_oauth_proxy.workers import READY, Workers, metrics_folder
 
 AsOpened = Callable[[Settings], Settings]
 """Gives settings the host of the sockets that were handed over."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is known at the start, and does not change; but `tls` may be given another certificate."""
+
+    settings: Settings
+    tls: ssl.SSLContext | None
+    opened: Sequence[socket.socket]
+    manager: Manager
+    as_opened: AsOpened
+    at_terminal: bool
 
 
 def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
@@ -48,14 +63,12 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     as_opened = _for_sockets(served or opened)
     settings = as_opened(settings)
     refuse_unsafe_start(settings)
+    start = _Start(settings, server_context(settings), opened, manager, as_opened, at_terminal)
     if settings.proxy_workers > 1 and not served:
-        return asyncio.run(_supervise(settings, opened, manager, at_terminal=at_terminal))
+        return asyncio.run(_supervise(start))
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        if served:
-            runner.run(_work(settings, served, as_opened))
-        else:
-            runner.run(_serve(settings, opened, manager, as_opened, at_terminal=at_terminal))
+        runner.run(_work(start, served) if served else _serve(start))
     return 0
 
 
@@ -90,61 +103,73 @@ def _occupy_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
-async def _serve(
-    settings: Settings,
-    opened: Sequence[socket.socket],
-    manager: Manager,
-    as_opened: AsOpened,
-    *,
-    at_terminal: bool,
-) -> None:
+async def _serve(start: _Start) -> None:
     hung_up = asyncio.Event()
-    if not at_terminal:  # told while it starts, it reads the settings again once it serves
+    if not start.at_terminal:  # told while it starts, it reads the settings again once it serves
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
     async with (
-        running_app(settings) as service,
-        _reassured(manager),
-        _answered(hung_up, partial(_reload, service, as_opened, manager)),
+        running_app(start.settings) as service,
+        _reassured(start.manager),
+        _answered(hung_up, partial(_reload, service, start)),
     ):
-        with _listening(settings, opened) as found:
-            server = Server(
+        with _listening(start) as found:
+            server = _server(
                 service,
-                service.observer,
-                drain=lambda: service.settings.proxy_drain_timeout,
-                on_ready=partial(_greet, settings, found, manager, handed_over=bool(opened)),
-                on_end=partial(manager.tell, "STOPPING=1"),
-                on_hangup=None if at_terminal else hung_up.set,
+                start,
+                on_ready=partial(_greet, start, found),
+                on_end=partial(start.manager.tell, "STOPPING=1"),
+                on_hangup=None if start.at_terminal else hung_up.set,
             )
             await server.serve(sockets=[listener.socket for listener in found])
 
 
-async def _reload(service: Service, as_opened: AsOpened, manager: Manager) -> None:
-    """Read the settings again, and the stores. Bad settings are told, and change nothing."""
-    manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+def _server(
+    service: Service,
+    start: _Start,
+    *,
+    on_ready: Callable[[], object],
+    on_end: Callable[[], object],
+    on_hangup: Callable[[], object] | None,
+) -> Server:
+    return Server(
+        service,
+        service.observer,
+        limits=limits(start.settings),
+        tls=start.tls,
+        drain=lambda: service.settings.proxy_drain_timeout,
+        on_ready=on_ready,
+        on_end=on_end,
+        on_hangup=on_hangup,
+    )
+
+
+async def _reload(service: Service, start: _Start) -> None:
+    """Read the settings, the certificate and the stores again. What is bad is told, and changes nothing."""
+    start.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        wanted = as_opened(load_settings())
+        wanted = start.as_opened(load_settings())
+        if start.tls is not None:
+            reload_certificate(start.tls, start.settings)
         heeded = service.heed(wanted)
         configure_logging(wanted.log_level, wanted.log_format)
         service.observer(heeded)
     except ProxyError as error:
         service.observer(SettingsRefused(error.message))
     await service.look_at_stores()
-    manager.tell("READY=1")
+    start.manager.tell("READY=1")
 
 
-async def _supervise(
-    settings: Settings, opened: Sequence[socket.socket], manager: Manager, *, at_terminal: bool
-) -> int:
-    prepare_state(settings, log_event)
-    with _listening(settings, opened) as found, metrics_folder() as folder:
-        async with _reassured(manager):
+async def _supervise(start: _Start) -> int:
+    prepare_state(start.settings, log_event)
+    with _listening(start) as found, metrics_folder() as folder:
+        async with _reassured(start.manager):
             workers = Workers(
-                settings.proxy_workers,
+                start.settings.proxy_workers,
                 [listener.socket for listener in found],
                 folder,
-                on_ready=partial(_greet, settings, found, manager, handed_over=bool(opened)),
-                on_end=partial(manager.tell, "STOPPING=1"),
-                on_hangup=None if at_terminal else _log_as_set,
+                on_ready=partial(_greet, start, found),
+                on_end=partial(start.manager.tell, "STOPPING=1"),
+                on_hangup=None if start.at_terminal else _log_as_set,
             )
             return await workers.run()
 
@@ -186,23 +211,16 @@ async def _reassured(manager: Manager) -> AsyncIterator[None]:
         manager.close()
 
 
-async def _work(settings: Settings, sockets: list[socket.socket], as_opened: AsOpened) -> None:
+async def _work(start: _Start, sockets: list[socket.socket]) -> None:
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
         hung_up = asyncio.Event()
         async with (
-            running_app(settings) as service,
-            _answered(hung_up, partial(_reload, service, as_opened, Manager())),
+            running_app(start.settings) as service,
+            _answered(hung_up, partial(_reload, service, start)),
         ):
-            server = Server(
-                service,
-                service.observer,
-                drain=lambda: service.settings.proxy_drain_timeout,
-                on_ready=_tell_ready,
-                on_end=lambda: None,
-                on_hangup=hung_up.set,
-            )
+            server = _server(service, start, on_ready=_tell_ready, on_end=lambda: None, on_hangup=hung_up.set)
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
             def orphaned() -> None:
@@ -229,26 +247,42 @@ def _inherited(descriptor: int) -> socket.socket:
 
 
 @contextmanager
-def _listening(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[list[Listener]]:
-    with (
-        listeners(settings, opened) as found,
-        _address_kept(settings.grok_proxy_auth_state.parent / "address", found[0].address),
-    ):
+def _listening(start: _Start) -> Iterator[list[Listener]]:
+    address = start.settings.grok_proxy_auth_state.parent / "address"
+    with listeners(start.settings, start.opened) as found, _address_kept(address, found[0].address):
         yield found
 
 
-def _greet(settings: Settings, found: Sequence[Listener], manager: Manager, *, handed_over: bool) -> None:
+def _greet(start: _Start, found: Sequence[Listener]) -> None:
+    for warning in _warnings(start, found):
+        with suppress(OSError):
+            click.echo(f"Warning: {warning}", err=True)
     for listener in found:
         with suppress(OSError):  # nobody reads it
             if listener.address.startswith(UNIX):
                 path = listener.address.removeprefix(UNIX)
                 click.echo(f"grok-oauth-proxy is ready on the Unix socket {path}", err=True)
                 continue
-            wanted, port = settings.proxy_port, listener.socket.getsockname()[1]
-            if wanted < port <= wanted + FURTHER_PORTS and wanted and not handed_over:
+            wanted, port = start.settings.proxy_port, listener.socket.getsockname()[1]
+            if wanted < port <= wanted + FURTHER_PORTS and wanted and not start.opened:
                 click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
             click.echo(f"grok-oauth-proxy is ready: {listener.address}/v1", err=True)
-    manager.tell("READY=1", f"STATUS=Serving {found[0].address}")
+    start.manager.tell("READY=1", f"STATUS=Serving {found[0].address}")
+
+
+def _warnings(start: _Start, found: Sequence[Listener]) -> Iterator[str]:
+    """What a person should know of how it can be reached."""
+    certificate = start.settings.proxy_tls_cert
+    if start.tls is not None and certificate is not None:
+        if what := out_of_time(start.tls, certificate):
+            yield f"the certificate in PROXY_TLS_CERT {what}: clients will not take it."
+        return
+    for listener in found:
+        if listener.socket.family != socket.AF_UNIX and not is_loopback(listener.socket.getsockname()[0]):
+            yield (
+                f"the way to {listener.address} is not encrypted: the network can read the key, and all that "
+                "is asked and answered. Set PROXY_TLS_CERT and PROXY_TLS_KEY, or use PROXY_UDS or `ssh -L`."
+            )
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Where the proxy listens: a port, a Unix socket, or what a service manager has opened."""
+"""Where the proxy listens: a port, a Unix socket, or what a service manager has opened; and for how many."""
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator, Sequence
@@ -13,21 +14,54 @@ from pathlib import Path
 from typing import Any, Final
 
 from grok_oauth_proxy.errors import ConfigurationError, StartRefused
+from grok_oauth_proxy.http1.crowd import Limits
 from grok_oauth_proxy.settings import Settings
 
 UNIX: Final = "unix:"
 """What the address of a Unix socket begins with."""
 FURTHER_PORTS: Final = 20
 _BACKLOG: Final = 2048
+_RESERVE: Final = 128
+"""Descriptors for what is no connection, and for what is accepted while others are being closed."""
+_OPEN_MAX: Final = 10240
+"""What macOS takes where its hard limit is none."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket; `address` is http://HOST:PORT or unix:PATH."""
+    """A listening socket; `address` is http://HOST:PORT, https://HOST:PORT or unix:PATH."""
 
     socket: socket.socket
     address: str
+
+
+def limits(settings: Settings) -> Limits:
+    """What a process's connections may do, once it may open as many descriptors as the system lets it.
+
+    PROXY_MAX_CONNECTIONS is lowered to what these are enough for: each may need another one to the API.
+    """
+    wanted = settings.proxy_max_connections
+    return Limits(
+        connections=max(1, min(wanted, (_raised_descriptor_limit() - _RESERVE) // 2)),
+        per_client=settings.proxy_max_connections_per_client,
+        head=settings.proxy_head_timeout,
+        body_stall=settings.proxy_body_timeout,
+        body_size=settings.proxy_max_body,
+    )
+
+
+def _raised_descriptor_limit() -> int:
+    """The limit of open descriptors, after raising it to the hard one, as Go programs do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    for aim in (hard, _OPEN_MAX):
+        if aim == resource.RLIM_INFINITY or aim <= soft != resource.RLIM_INFINITY:
+            continue
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (aim, hard))
+            return aim
+    return _OPEN_MAX if unlimited and soft == resource.RLIM_INFINITY else soft
 
 
 @contextmanager
@@ -38,14 +72,14 @@ def listeners(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[l
     """
     with ExitStack() as stack:
         if opened:
-            yield [Listener(stack.enter_context(sock), _address(sock)) for sock in opened]
+            yield [Listener(stack.enter_context(sock), _address(sock, settings)) for sock in opened]
             return
         if not (settings.proxy_tcp or settings.proxy_uds):
             raise ConfigurationError("PROXY_TCP is false and PROXY_UDS is not set: set one of them.")
         found: list[Listener] = []
         if settings.proxy_tcp:
             sock = stack.enter_context(listen(settings.proxy_host, settings.proxy_port))
-            found.append(Listener(sock, _address(sock)))
+            found.append(Listener(sock, _address(sock, settings)))
         if settings.proxy_uds:
             path = settings.proxy_uds.absolute()  # other commands are run elsewhere
             found.append(Listener(stack.enter_context(unix_socket(path)), f"{UNIX}{path}"))
@@ -155,12 +189,13 @@ def _refused(path: Path, why: str) -> StartRefused:
     return StartRefused(f"Cannot listen on PROXY_UDS {path}: {why}", code="cannot_listen")
 
 
-def _address(sock: socket.socket) -> str:
+def _address(sock: socket.socket, settings: Settings) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         # In the abstract namespace it is bytes that begin with NUL, for which systemd writes an @.
         return UNIX + (
             name.decode("ascii", "replace").replace("\0", "@") if isinstance(name, bytes) else name
         )
+    scheme = "https" if settings.proxy_tls_cert else "http"
     host, port = name[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,6 +17,7 @@ from uvicorn.server import ServerState
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.events import DrainStarted, Observer
 from grok_oauth_proxy.http1.connection import Connection
+from grok_oauth_proxy.http1.crowd import Crowd, Limits
 
 _LOOK_EVERY: Final = 0.05
 _ON_THE_WAY: Final = 1.0
@@ -40,19 +42,24 @@ class _Quiet:
 class Server(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM and SIGINT; open answers get `drain()` seconds, or none once it is
     told again. SIGHUP is answered by `on_hangup`, or ends it too, and is never such a second time: a shell
-    whose terminal is closed sends it, and once that has ended, the system does."""
+    whose terminal is closed sends it, and once that has ended, the system does.
+
+    `tls`: what is spoken on all sockets but Unix ones, None for plain HTTP.
+    """
 
     def __init__(
         self,
         app: Application,
         observer: Observer,
         *,
+        limits: Limits,
+        tls: ssl.SSLContext | None,
         drain: Callable[[], float],
         on_ready: Callable[[], object],
         on_end: Callable[[], object],
         on_hangup: Callable[[], object] | None,
     ) -> None:
-        self._connection = partial(Connection, observer)
+        self._connection = partial(Connection, observer, Crowd(limits), tls)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -34,6 +34,9 @@ _from_file: set[str] = set()
 _OTLP = "http/protobuf"
 
 
+_PATHS = ("proxy_uds", "proxy_tls_cert", "proxy_tls_key", "proxy_api_keys_file")
+
+
 class Settings(BaseSettings):
     """All settings, from environment variables of the same name in upper case. Times are seconds."""
 
@@ -48,6 +51,13 @@ class Settings(BaseSettings):
     proxy_port: int = Field(default=9996, ge=0, le=65535)
     proxy_tcp: bool = True
     proxy_uds: Path | None = None
+    proxy_tls_cert: Path | None = None
+    proxy_tls_key: Path | None = None
+    proxy_max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    proxy_max_connections_per_client: int = Field(default=0, ge=0, le=1_000_000)
+    proxy_head_timeout: float = Field(default=10.0, gt=0, le=3600)
+    proxy_body_timeout: float = Field(default=60.0, gt=0, le=86400)
+    proxy_max_body: int = Field(default=1024**3, ge=0)
     proxy_drain_timeout: float = Field(default=30.0, ge=0, le=3600)
     proxy_workers: int = Field(default=1, ge=1, le=64)
     proxy_max_requests: int = Field(default=1024, ge=0, le=1_000_000)
@@ -108,9 +118,7 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator(
-        "grok_proxy_auth_state", "hermes_home", "hermes_auth_path", "proxy_uds", "proxy_api_keys_file"
-    )
+    @field_validator("grok_proxy_auth_state", "hermes_home", "hermes_auth_path", *_PATHS)
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         try:
@@ -118,7 +126,7 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("its ~ names no home directory") from None
 
-    @field_validator("grok_proxy_auth_state", "hermes_auth_path", "proxy_uds", "proxy_api_keys_file")
+    @field_validator("grok_proxy_auth_state", "hermes_auth_path", *_PATHS)
     @classmethod
     def _a_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.name.strip("."):
@@ -246,6 +254,7 @@ def _checked(added: dict[str, str]) -> Settings:
         settings = _read()
         _require_a_file_of_its_own(settings)
         _require_key(settings)
+        _require_both_halves(settings)
         _require_http_for_traces(settings)
     except ConfigurationError:
         _replace_added(before)
@@ -320,6 +329,16 @@ def _require_http_for_traces(settings: Settings) -> None:
         raise ConfigurationError(
             f"OTEL_EXPORTER_OTLP_PROTOCOL has a bad value: only {_OTLP} is spoken here. Correct or unset it, "
             "and let OTEL_EXPORTER_OTLP_ENDPOINT name the collector's port for it, 4318 as a rule."
+        )
+
+
+def _require_both_halves(settings: Settings) -> None:
+    if (settings.proxy_tls_cert is None) != (settings.proxy_tls_key is None):
+        missing, there = "PROXY_TLS_CERT", "PROXY_TLS_KEY"
+        if settings.proxy_tls_key is None:
+            missing, there = there, missing
+        raise ConfigurationError(
+            f"{there} is set, but {missing} is not. TLS needs both: set it, or unset both."
         )
 
 

@@ -27,6 +27,7 @@ from grok_oauth_proxy.events import (
     UpstreamRejected,
 )
 from grok_oauth_proxy.observe.log import configure_logging, log_event, logger
+from grok_oauth_proxy.proxy.body import Keep
 from grok_oauth_proxy.proxy.exchange import Exchange
 
 LIBRARIES = (
@@ -206,7 +207,7 @@ def test_no_query(capsys: pytest.CaptureFixture[str]) -> None:
         "state": {"client": client},
         "headers": [(b"authorization", b"Bearer canary"), (b"x-note", b"canary")],
     }
-    exchange = Exchange(scope, never, never, Clock(), replay_limit=0)
+    exchange = Exchange(scope, never, never, Clock(), keep=Keep(0))
     configure_logging("debug")
     log_event(exchange.finished())
     written = capsys.readouterr().err

@@ -11,6 +11,7 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Event, RequestRefused, StreamCounted
 from grok_oauth_proxy.proxy.admission import Admission, Limits, asks_for_stream
+from grok_oauth_proxy.proxy.body import Keep
 from grok_oauth_proxy.proxy.exchange import Exchange
 
 BODIES = {
@@ -43,7 +44,7 @@ def request(body: bytes = b"") -> Exchange:
         framing=[(b"content-length", b"1")], take_body=lambda: body, wants_websocket=False
     )
     scope = {"method": "POST", "raw_path": b"/v1/x", "headers": [], "state": {"client": client}}
-    return Exchange(scope, never, never, Clock(), replay_limit=100)
+    return Exchange(scope, never, never, Clock(), keep=Keep(100))
 
 
 @pytest.mark.anyio

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 
 from grok_oauth_proxy.asgi import Message
-from grok_oauth_proxy.proxy.body import ClientGone, RequestBody
+from grok_oauth_proxy.proxy.body import ClientGone, Keep, RequestBody
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ class Client:
 
 
 def body(client: Client, *, whole: bytes | None = None, limit: int = 10) -> RequestBody:
-    return RequestBody(client, whole=whole, limit=limit)
+    return RequestBody(client, whole=whole, keep=Keep(limit))
 
 
 async def read(source: RequestBody) -> list[bytes]:
@@ -85,6 +85,22 @@ async def test_limit(size: int, kept: bool) -> None:
     assert b"".join(await read(source)) == b"x" * (size - 1) + b"y"
     assert source.kept_whole is kept
     assert b"".join(await read(source)) == (b"x" * (size - 1) + b"y" if kept else b"")
+
+
+async def test_room_for_all() -> None:
+    """What is kept of all bodies together has its limit, too; what gets no room is sent on, and not kept."""
+    keep = Keep(10)
+    first = [RequestBody(Client(), whole=b"x" * 10, keep=keep) for _ in range(31)]
+    source = RequestBody(Client(part(b"a" * 6), part(b"b" * 4, more=False)), whole=None, keep=keep)
+    assert await anext(source.stream()) == b"a" * 6
+    late = RequestBody(Client(), whole=b"x" * 5, keep=keep)
+    assert (late.kept_whole, await read(late)) == (False, [b"x" * 5])
+    assert await read(source) == [b"a" * 6, b"b" * 4]
+    assert (source.kept_whole, keep.left) == (True, 0)
+    for one in (*first, source, late):
+        one.abandon()
+        one.abandon()
+    assert keep.left == 320
 
 
 async def test_no_limit_at_all() -> None:

@@ -34,11 +34,13 @@ def knock(
     path: bytes = b"/v1/models",
     version: str = "1.1",
     server: tuple[str, int] | None = ("127.0.0.1", 9996),
+    scheme: str = "http",
 ) -> tuple[str, int] | None:
     """The code and status a request is refused with; None when it may come in."""
     named = [] if host is None else [(b"host", host)]
     scope: dict[str, Any] = {
         "headers": [*named, *headers],
+        "scheme": scheme,
         "raw_path": path,
         "http_version": version,
         "server": server,

@@ -28,12 +28,14 @@ MODEL: Final = "grok-4"
 class Endpoint:
     """`base_url` ends in /v1; `key` is the value of PROXY_API_KEY, visible ASCII, or `UNKNOWN_KEY`, or None.
 
-    `socket`: the path of the Unix socket to go through, None where the address is a port.
+    `socket`: the path of the Unix socket to go through, None where the address is a port. `certificate`: the
+    path of the one that the proxy shows, None without TLS.
     """
 
     base_url: str
     key: str | None
     socket: str | None = None
+    certificate: str | None = None
 
     @property
     def key_to_send(self) -> str:
@@ -116,13 +118,19 @@ model:
 
 
 def _openai(endpoint: Endpoint) -> str:
-    needed = way = ""
+    needed = way = trust = ""
     if endpoint.socket:
         transport = f"httpx.HTTPTransport(uds={_quoted(endpoint.socket)})"
         needed, way = "import httpx\n", f"    http_client=httpx.Client(transport={transport}),\n"
+    elif endpoint.certificate:
+        needed, way = "import ssl\n\nimport httpx\n", "    http_client=httpx.Client(verify=tls),\n"
+        trust = (
+            f"\ntls = ssl.create_default_context(cafile={_quoted(endpoint.certificate)})"
+            "\ntls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN"
+        )
     return f"""\
 {needed}from openai import OpenAI
-
+{trust}
 client = OpenAI(
     base_url={_quoted(endpoint.base_url)},
     api_key={_quoted(endpoint.key_to_send)},
@@ -138,6 +146,8 @@ print(answer.choices[0].message.content)
 def _curl(endpoint: Endpoint) -> str:
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]})
     way = f"--unix-socket {shlex.quote(endpoint.socket)} " if endpoint.socket else ""
+    if endpoint.certificate:
+        way = f"--cacert {shlex.quote(endpoint.certificate)} "
     command = f"""\
 curl -sS {way}{shlex.quote(endpoint.base_url + "/chat/completions")} \\
   -H 'content-type: application/json' \\

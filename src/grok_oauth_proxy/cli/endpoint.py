@@ -10,11 +10,11 @@ from grok_oauth_proxy.cli.clients import UNKNOWN_KEY, Endpoint
 from grok_oauth_proxy.cli.running import (
     MAKE_KEY,
     Absent,
+    address_of,
     base_url,
     find_running,
     has_named_keys,
     key_trouble,
-    reachable,
     socket_path,
 )
 from grok_oauth_proxy.egress import egress_proxy
@@ -40,7 +40,13 @@ def find_endpoint(settings: Settings) -> Endpoint:
     unknown = key is None and has_named_keys(settings)
     if unknown and isinstance(found, Absent) and found.code != "wrong_key":
         click.echo(f"The proxy demands a key. {MAKE_KEY}", err=True)
-    endpoint = Endpoint(base_url(address), UNKNOWN_KEY if unknown else key, socket_path(address))
+    certificate = settings.proxy_tls_cert if address.startswith("https://") else None
+    endpoint = Endpoint(
+        base_url(address),
+        UNKNOWN_KEY if unknown else key,
+        socket_path(address),
+        str(certificate) if certificate else None,
+    )
     if endpoint.socket is None:
         _tell_of_egress(endpoint.base_url)
     return endpoint
@@ -55,8 +61,7 @@ def _configured(settings: Settings) -> str:
             "Start it first.",
             code="no_address",
         )
-    host = f"[{settings.proxy_host}]" if ":" in settings.proxy_host else settings.proxy_host
-    return reachable(f"http://{host}:{settings.proxy_port}")
+    return address_of(settings)
 
 
 def _tell_of_egress(base_url: str) -> None:

@@ -1,7 +1,8 @@
 """Finds the proxy that runs beside this command, and asks it how it is.
 
-Law: the key goes only to a program that answered as this proxy does when a key is missing. Where the proxy
-listens stands in the file `address` beside its state; that file may be older than what answers there.
+Law: the key goes only to a program that answered as this proxy does when a key is missing, and over TLS only
+to who has the certificate in PROXY_TLS_CERT. Where the proxy listens stands in the file `address` beside its
+state; that file may be older than what answers there.
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ from typing import Any, Final, Literal
 import httpx
 
 from grok_oauth_proxy.credentials.client_keys import KeysFile
+from grok_oauth_proxy.moving.pinning import pinned_context
 from grok_oauth_proxy.settings import Settings
 
 PATIENCE: Final = 3.0
 """Seconds for a whole answer."""
 _DEEP_PATIENCE: Final = 6.0
 
-_ADDRESS: Final = re.compile(r"http://(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([0-9]{1,5})")
+_ADDRESS: Final = re.compile(r"https?://(?:([0-9.]+)|\[([0-9a-f:.]+)\]):([0-9]{1,5})")
 _MAX_REPORT: Final = 256 * 1024
 _UNIX: Final = re.compile(r"unix:(/.+)")
-_ANYWHERE: Final = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
+_ANYWHERE: Final = {"://0.0.0.0:": "://127.0.0.1:", "://[::]:": "://[::1]:"}
 _KEY_PROBE: Final = "/v1/v1/"
 """Behind the front door, and refused there: it costs the API nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A proxy that answers at `address` (http://HOST:PORT or unix:PATH); `report` is its /health's JSON."""
+    """A proxy that answers at `address` (http[s]://HOST:PORT or unix:PATH); `report`: its /health's JSON."""
 
     address: str
     report: dict[str, Any]
@@ -90,17 +92,25 @@ def _is_address(text: str) -> bool:
 def reachable(address: str) -> str:
     """An address to connect to, where the proxy listens on all of them."""
     for anywhere, loopback in _ANYWHERE.items():
-        if address.startswith(anywhere):
-            return loopback + address.removeprefix(anywhere)
+        address = address.replace(anywhere, loopback)
     return address
+
+
+def address_of(settings: Settings) -> str:
+    """Where a start with these settings would serve, if its port were free."""
+    scheme = "https" if settings.proxy_tls_cert else "http"
+    host = f"[{settings.proxy_host}]" if ":" in settings.proxy_host else settings.proxy_host
+    return reachable(f"{scheme}://{host}:{settings.proxy_port}")
 
 
 def ask(address: str, settings: Settings) -> Running | Absent:
     """Who answers at `address`."""
     try:
-        status, body = _get(address, "/health", None)
+        status, body = _get(address, "/health", None, settings)
         if _wants_key(status, body) and settings.proxy_api_key:
-            status, body = _get(address, "/health", settings.proxy_api_key.get_secret_value())
+            status, body = _get(address, "/health", settings.proxy_api_key.get_secret_value(), settings)
+    except _NotTrusted as reason:
+        return Absent("other_program", str(reason), address)
     except httpx.ConnectError:
         message = (
             f"Nothing answers at {address}, where the proxy was. Start it with `grok-oauth-proxy serve`."
@@ -141,8 +151,8 @@ def key_trouble(running: Running, settings: Settings) -> str | None:
     """What is wrong with the key that this environment would have clients send, or None."""
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
     try:
-        refused = _wants_key(*_get(running.address, _KEY_PROBE, key))
-    except httpx.HTTPError:
+        refused = _wants_key(*_get(running.address, _KEY_PROBE, key, settings))
+    except (httpx.HTTPError, _NotTrusted):
         return None
     return f"The proxy at {running.address} wants another key. {_set_key(settings)}" if refused else None
 
@@ -151,18 +161,56 @@ def ask_deep(running: Running, settings: Settings) -> dict[str, Any] | None:
     """What it says of itself once it has asked the API; None when it gives no answer in time."""
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else None
     try:
-        _, body = _get(running.address, "/health?deep=1", key, _DEEP_PATIENCE)
-    except httpx.HTTPError:
+        _, body = _get(running.address, "/health?deep=1", key, settings, _DEEP_PATIENCE)
+    except (httpx.HTTPError, _NotTrusted):
         return None
     return _json_object(body)
 
 
-def _get(address: str, path: str, key: str | None, patience: float = PATIENCE) -> tuple[int, bytes]:
-    """Status and body, cut off after `patience` and `_MAX_REPORT`. Raises `httpx.HTTPError`."""
+class _NotTrusted(Exception):
+    """What answers does not show that it is the proxy. The text ends with the next step."""
+
+
+def _trust(address: str, settings: Settings) -> ssl.SSLContext:
+    """Trust in the proxy of these settings and in nobody else; raises `_NotTrusted`."""
+    if not address.startswith("https://"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # empty: loading certificates takes time
+    if settings.proxy_tls_cert is None:
+        raise _NotTrusted(
+            f"The proxy at {address} speaks TLS. Set PROXY_TLS_CERT here to the file it was started with."
+        )
+    try:
+        return pinned_context(settings.proxy_tls_cert)
+    except (OSError, ValueError):
+        raise _NotTrusted(
+            f"PROXY_TLS_CERT {settings.proxy_tls_cert} cannot be read, or holds no certificate. Correct it."
+        ) from None
+
+
+def _get(
+    address: str, path: str, key: str | None, settings: Settings, patience: float = PATIENCE
+) -> tuple[int, bytes]:
+    """Status and body, cut off after `patience` and `_MAX_REPORT`.
+
+    Raises `httpx.HTTPError` or `_NotTrusted`.
+    """
+    tls = _trust(address, settings)
+    try:
+        return _ask_over(tls, address, path, key, patience)
+    except httpx.ConnectError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise
+        raise _NotTrusted(
+            f"What answers at {address} has another certificate than {settings.proxy_tls_cert}. If that was "
+            "renewed, restart the proxy; else correct PROXY_TLS_CERT."
+        ) from None
+
+
+def _ask_over(
+    tls: ssl.SSLContext, address: str, path: str, key: str | None, patience: float
+) -> tuple[int, bytes]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + patience
-    # Without certificates: the proxy speaks plain HTTP, and loading them takes time.
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     transport = httpx.HTTPTransport(verify=tls, uds=socket_path(address))
     with (
         httpx.Client(transport=transport, trust_env=False, timeout=patience) as client,

@@ -20,6 +20,13 @@ def has_hung_up(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
+def has_unread(transport: asyncio.Transport) -> bool:
+    """Whether something has come that is still to be read, on a connection that the other side keeps open."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | _HUNG_UP)
+    return any(events == select.POLLIN for _, events in poll.poll(0))
+
+
 def reset_connection(transport: asyncio.Transport) -> None:
     """End it by a reset, which no reader takes for the end of what it read."""
     sock = transport.get_extra_info("socket")

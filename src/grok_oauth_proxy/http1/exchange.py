@@ -37,6 +37,7 @@ class Wire(Protocol):
 
     def write(self, data: bytes) -> None: ...
     def resume_reading(self) -> None: ...
+    def ask_for_body(self, invitation: bytes) -> None: ...
     async def drained(self) -> None: ...
     def answered(self, exchange: Exchange, *, whole: bool) -> None: ...
     def cut(self, *, reset: bool = False) -> None: ...
@@ -91,6 +92,11 @@ class Exchange:
 
     # The request.
 
+    @property
+    def awaited(self) -> bool:
+        """More of the body is to come, and the client does not wait to be asked for it."""
+        return not (self.whole or self._expects)
+
     def take_body(self) -> bytes | None:
         """All of it, if it has come whole; it is not kept here then."""
         if not self.whole:
@@ -132,7 +138,7 @@ class Exchange:
         """As ASGI has it."""
         if self._expects and not (self.whole or self.started):
             self._expects = False
-            self._wire.write(_CONTINUE)
+            self._wire.ask_for_body(_CONTINUE)
         if not self._news:
             self._wire.resume_reading()
             self._waiter = self._wire.loop.create_future()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
+from urllib.parse import unquote
 
+from grok_oauth_proxy.asgi import Scope
 from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
 
 MAX_HEAD: Final = 64 * 1024
@@ -27,6 +29,28 @@ def check_head(target: bytes, headers: Headers, version: str, *, received: int) 
     if b"transfer-encoding" in first and (version == "1.0" or not is_chunked(headers)):
         raise ValueError("RFC 9112 §6.1")
     return first
+
+
+def scope_of(
+    method: str, version: str, target: bytes, headers: Headers, *, scheme: str, addresses: tuple[Any, Any]
+) -> Scope:
+    """A request as ASGI has it; `addresses`: that of the server and that of the client."""
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode("ascii")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": version,
+        "server": addresses[0],
+        "client": addresses[1],
+        "scheme": scheme,
+        "root_path": "",
+        "method": method,
+        "path": unquote(path) if "%" in path else path,
+        "raw_path": raw_path,
+        "query_string": query,
+        "headers": headers,
+    }
 
 
 def with_known_method(data: bytes) -> tuple[bytes, bytes] | None:

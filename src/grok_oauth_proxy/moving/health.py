@@ -13,8 +13,9 @@ from grok_oauth_proxy.moving.claims import moment
 from grok_oauth_proxy.moving.document import Document
 from grok_oauth_proxy.moving.files import Json
 from grok_oauth_proxy.moving.keepers import Keeper
+from grok_oauth_proxy.moving.pinning import pinned_context
 from grok_oauth_proxy.moving.problems import Problem
-from grok_oauth_proxy.moving.surroundings import Surroundings, proxy_key
+from grok_oauth_proxy.moving.surroundings import Surroundings, proxy_certificate, proxy_key
 
 _ADOPTED_WITHIN = 30.0
 _POLL = 0.25
@@ -22,7 +23,10 @@ _ANSWERED_WITHIN = 30.0
 
 
 def running_proxy(surroundings: Surroundings) -> str | None:
-    """The URL of the proxy that runs here, None when none answers there."""
+    """The URL of the proxy that runs here, None when none answers there.
+
+    Raises `Problem` when it is not known by what it could be told from another program.
+    """
     try:
         with surroundings.address.open(encoding="ascii", errors="replace") as file:
             url = file.readline(256).strip()
@@ -108,6 +112,13 @@ def _get(url: str, path: str) -> tuple[int, bytes]:
         connection: http.client.HTTPConnection = _OverSocket(url[len("unix:") :])
     elif parts.scheme == "http" and parts.hostname:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_ANSWERED_WITHIN)
+    elif parts.scheme == "https" and parts.hostname:
+        certificate = proxy_certificate()
+        if certificate is None:
+            raise Problem(f"The proxy at {url} speaks TLS. Set PROXY_TLS_CERT in the environment there.")
+        connection = http.client.HTTPSConnection(
+            parts.hostname, parts.port, timeout=_ANSWERED_WITHIN, context=pinned_context(certificate)
+        )
     else:
         raise ValueError("no address of the proxy")
     key = proxy_key()

@@ -90,6 +90,12 @@ def forget_keys(environment: MutableMapping[str, str] = os.environ) -> None:
         del environment[name]
 
 
+def proxy_certificate(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """What the running proxy shows, where that is known."""
+    name = "PROXY_TLS_CERT"
+    return _path(environment, name, "") if environment.get(name) else None
+
+
 def service_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For `systemctl --user`, which over ssh without PAM does not find the user's manager by itself."""
     return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **without_keys(environment)}

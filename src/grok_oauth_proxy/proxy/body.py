@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 from grok_oauth_proxy.asgi import Receive
+
+_KEPT_OF_ALL: Final = 32
+"""Times `limit`: 256 MiB with the default."""
 
 
 class ClientGone(Exception):
     """The client closed its connection; nobody waits for the answer."""
 
 
+class Keep:
+    """Room for bodies that may have to be sent again: up to `limit` bytes of each, `left` bytes of all."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.left = _KEPT_OF_ALL * limit
+
+    def __repr__(self) -> str:
+        return f"Keep(limit={self.limit}, left={self.left})"
+
+
 class RequestBody:
     """What the client sends. `count`: bytes so far; `kept_whole`: whether it can be sent again.
 
-    `whole`: all of it, if that had come with the head; else it is received. Up to `limit` bytes are kept.
+    `whole`: all of it, if that had come with the head; else it is received. It is kept while `keep` has room.
     """
 
     count = 0
     kept_whole = True
     _unkept = b""
+    _held = 0
+    """Bytes that are kept."""
 
-    def __init__(self, receive: Receive, *, whole: bytes | None, limit: int) -> None:
+    def __init__(self, receive: Receive, *, whole: bytes | None, keep: Keep) -> None:
         self._receive = receive
-        self._limit = limit
+        self._keep = keep
         self._kept: list[bytes] = []
         self.ended = whole is not None
         if whole:
@@ -62,10 +79,11 @@ class RequestBody:
                 yield chunk
 
     def abandon(self) -> None:
-        """The answer has come: nothing will be sent again, so nothing is kept."""
+        """Nothing will be sent again, so nothing is kept from now on."""
         self.kept_whole = False
         self._kept.clear()
-        self._limit = -1
+        self._keep.left += self._held
+        self._held = 0
 
     async def _fetch(self) -> bytes:
         message = await self._receive()
@@ -78,8 +96,11 @@ class RequestBody:
 
     def _note(self, chunk: bytes) -> None:
         self.count += len(chunk)
-        if self.count > self._limit:
-            self.kept_whole = False
-            self._kept.clear()
-        elif chunk:
+        if not (self.kept_whole and chunk):
+            return
+        if self.count > self._keep.limit or len(chunk) > self._keep.left:
+            self.abandon()
+        else:
             self._kept.append(chunk)
+            self._held += len(chunk)
+            self._keep.left -= len(chunk)

@@ -9,7 +9,7 @@ from grok_oauth_proxy.asgi import Receive, Scope, Send
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import RequestFinished
-from grok_oauth_proxy.proxy.body import RequestBody
+from grok_oauth_proxy.proxy.body import Keep, RequestBody
 from grok_oauth_proxy.proxy.headers import Headers, header
 from grok_oauth_proxy.proxy.key_ring import Guest
 from grok_oauth_proxy.proxy.replies import new_request_id, send_error
@@ -59,17 +59,15 @@ class Exchange:
     upstream_took: float | None = None
     """Seconds from sending the request, for the last time, to the head of the API's answer."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, clock: Clock, *, replay_limit: int
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, clock: Clock, *, keep: Keep) -> None:
         self.client: Client = scope["state"]["client"]
-        self._replay_limit = replay_limit
+        self._keep = keep
         self._send = send
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         self.headers: Headers = scope["headers"]
         self.framing = self.client.framing
-        self.body = RequestBody(receive, whole=self.client.take_body(), limit=replay_limit)
+        self.body = RequestBody(receive, whole=self.client.take_body(), keep=keep)
         self.guest: Guest | None = scope["state"].get("guest")
         self.key = None if self.guest is None else self.guest.name
         self._clock = clock
@@ -98,12 +96,12 @@ class Exchange:
         """Seconds the token should still live: an upload may be too large to be sent again with another."""
         if self.body.kept_whole and self.body.ended:
             return 0.0
-        return 0.0 if self.announces(self._replay_limit) else _UPLOAD_LIFE
+        return 0.0 if self.announces(self._keep.limit) else _UPLOAD_LIFE
 
     def announces(self, most: int) -> bool:
         """Whether the head says that the body will be of so many bytes at most, and it will be kept."""
         length = dict(self.framing).get(b"content-length")
-        return length is not None and int(length) <= min(most, self._replay_limit)
+        return length is not None and int(length) <= min(most, self._keep.limit)
 
     @property
     def brings_secret(self) -> bool:
@@ -169,6 +167,7 @@ class Exchange:
             await self.refuse(error)
 
     def finished(self) -> RequestFinished:
+        self.body.abandon()
         tunnel = self._tunnel
         return RequestFinished(
             self.method,

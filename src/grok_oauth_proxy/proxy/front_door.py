@@ -63,7 +63,7 @@ class FrontDoor:
         first = first_values(headers)
         host = self._check_host(scope, headers, first)
         if b"origin" in first or (first.get(b"sec-fetch-site") or b"none") not in _OWN_SITES:
-            self._check_origin(headers, host)
+            self._check_origin(headers, f"{scope['scheme']}://{host}")
         if not (self._everywhere or is_api_path(scope["raw_path"])):
             return None
         self._ring.look()
@@ -90,10 +90,10 @@ class FrontDoor:
             status=421,
         )
 
-    def _check_origin(self, headers: Headers, host: str) -> None:
-        """What comes from a web page must come from a known one."""
+    def _check_origin(self, headers: Headers, own: str) -> None:
+        """What comes from a web page must come from a known one, or from the `own` origin."""
         origins = {value.decode("latin-1").lower() for name, value in headers if name == b"origin"}
-        if not origins or origins - self._allowed_origins - {f"http://{host}"}:
+        if not origins or origins - self._allowed_origins - {own}:
             raise ForeignOrigin(
                 "Web pages may not use this proxy. If this page is yours, add its origin to "
                 "PROXY_ALLOWED_ORIGINS.",

@@ -15,7 +15,7 @@ from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Observer, RequestStarted, StaleTokenRetry, UpstreamFailed
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.admission import Admission
-from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.body import ClientGone, Keep
 from grok_oauth_proxy.proxy.exchange import Exchange
 from grok_oauth_proxy.proxy.headers import request_headers, response_headers, response_trailers
 from grok_oauth_proxy.proxy.limits import limits_told
@@ -45,12 +45,12 @@ class Proxy:
         self._recovery = recovery
         self._upstream = upstream
         self._policy = policy
-        self._replay_limit = replay_limit
+        self._keep = Keep(replay_limit)
         self._observer = observer
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._clock, replay_limit=self._replay_limit)
+        exchange = Exchange(scope, receive, send, self._clock, keep=self._keep)
         self._observer(RequestStarted(exchange.key))
         try:
             await self._admission.enter(exchange)

@@ -12,7 +12,7 @@ from typing import Final
 from grok_oauth_proxy import __version__
 from grok_oauth_proxy.cli.checks.finding import Finding, cause_and_fix, note, ok, wrong
 from grok_oauth_proxy.cli.checks.holders import port_holder
-from grok_oauth_proxy.cli.running import Running, ask, ask_deep, find_running, reachable
+from grok_oauth_proxy.cli.running import Running, address_of, ask, ask_deep, find_running
 from grok_oauth_proxy.cli.service.launchd import Launchd
 from grok_oauth_proxy.cli.service.managers import at_hand
 from grok_oauth_proxy.cli.service.systemd import SERVICE
@@ -79,8 +79,7 @@ def _port(settings: Settings) -> Finding:
     if problem != errno.EADDRINUSE:
         fix = "Choose another PROXY_HOST or PROXY_PORT."
         return wrong("port", f"The proxy could not listen on {host} port {port}.", fix)
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if isinstance(ask(reachable(address), settings), Running):
+    if isinstance(ask(address_of(settings), settings), Running):
         sentence = f"Another grok-oauth-proxy, with another state folder, has port {port}."
         return note("port", sentence, "Use that one, or set PROXY_PORT.")
     holder = port_holder(port) or "another program"

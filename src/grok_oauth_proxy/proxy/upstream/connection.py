@@ -15,10 +15,10 @@ import httptools
 
 from grok_oauth_proxy.proxy.flow import FlowControl
 from grok_oauth_proxy.proxy.headers import Headers, first_values, is_chunked
+from grok_oauth_proxy.proxy.tls import Tls
 from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.upstream.answer import SWITCHING, Answer
 from grok_oauth_proxy.proxy.upstream.message import Request, UpstreamFailure
-from grok_oauth_proxy.proxy.upstream.tls import Tls
 
 _MAX_OVERHEAD: Final = 64 * 1024
 """Bytes that may come without one of a body among them: heads, interim answers, extensions, trailers."""

@@ -8,12 +8,13 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from grok_oauth_proxy.egress import EgressRefused, connected_socket, tunnel
+from grok_oauth_proxy.proxy.tls import Tls
 from grok_oauth_proxy.proxy.upstream.message import UpstreamFailure
-from grok_oauth_proxy.proxy.upstream.tls import Tls
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -59,9 +60,12 @@ class Dialer:
         if not tls.resumed and now - self._learned_at > _LEARN_EVERY:
             self._session, self._learned_at = tls.session, now
 
+    def _wrapped(self, context: ssl.SSLContext) -> Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject]:
+        return partial(context.wrap_bio, server_hostname=self._host, session=self._session)
+
     async def _establish(self, sock: socket.socket, protocol: Callable[[], P]) -> P:
         connected = protocol()
-        tls = Tls(self._tls, self._host, self._session, connected) if self._tls else None
+        tls = Tls(self._wrapped(self._tls), connected) if self._tls else None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             transport, _ = await asyncio.get_running_loop().create_connection(

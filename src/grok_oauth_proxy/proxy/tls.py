@@ -1,4 +1,4 @@
-"""TLS to the API, between a connection's protocol and its socket.
+"""TLS, between a connection's protocol and its socket.
 
 asyncio and uvloop bring their own, but keep 256 KB for each connection, and do not tell an end in order from
 a cut.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -20,19 +21,19 @@ _STEP: Final = 2 * _LARGEST_RECORD
 class Tls(asyncio.Protocol, asyncio.Transport):
     """The protocol of a socket, and the transport of `protocol`, which is told nothing before `established`.
 
-    Law: `eof_received` is called when the server said goodbye (close_notify, RFC 8446 §6.1), and only then;
-    what came before any end is told before it.
+    `wrap` makes the side of TLS that it is to be. Law: `eof_received` is called when the peer said goodbye
+    (close_notify, RFC 8446 §6.1), and only then; what came before any end is told before it.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, host: str, session: ssl.SSLSession | None, protocol: asyncio.Protocol
+        self, wrap: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject], protocol: asyncio.Protocol
     ) -> None:
         super().__init__()
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises `ssl.SSLError` or `OSError` when the handshake failed."""
         self.established.add_done_callback(_hear)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host, session=session)
+        self._tls = wrap(self._incoming, self._outgoing)
         self._protocol: asyncio.BaseProtocol = protocol
         self._ended = False
 
@@ -100,7 +101,7 @@ class Tls(asyncio.Protocol, asyncio.Transport):
     def close(self) -> None:
         """Say goodbye, and close when all is sent; what still comes is not waited for."""
         if not self.is_closing():
-            with suppress(ssl.SSLError):  # the server has not said goodbye itself
+            with suppress(ssl.SSLError):  # the peer has not said goodbye itself
                 self._tls.unwrap()
             self._flush()
         self._socket.close()
@@ -116,6 +117,12 @@ class Tls(asyncio.Protocol, asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._socket.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self._socket.get_write_buffer_size()
+
+    def can_write_eof(self) -> bool:
+        return False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
@@ -136,7 +143,7 @@ class Tls(asyncio.Protocol, asyncio.Transport):
         except ssl.SSLWantReadError:
             self._flush()
         except ssl.SSLError as error:
-            self._flush()  # why, for the server
+            self._flush()  # why, for the peer
             self.established.set_exception(error)
             self._socket.close()
         else:

@@ -1,0 +1,25 @@
+"""A flood of slow and silent connections takes nothing from honest clients; scripts/flood is a larger one."""
+
+from __future__ import annotations
+
+from scripts.benchmark.flood import measure
+
+
+def test_flood() -> None:
+    """While many times more connections come than there is room for, every stream and request is whole."""
+    outcome = measure(
+        connections=1000,
+        rate=500,
+        seconds=3,
+        streams=50,
+        PROXY_MAX_CONNECTIONS=250,
+        PROXY_HEAD_TIMEOUT=0.5,
+        PROXY_BODY_TIMEOUT=1,
+    )
+    honest, flood = outcome.honest, outcome.flood
+    assert honest.lost == []
+    assert (honest.streams, honest.streams_whole) == (50, 50)
+    assert honest.shorts_whole == honest.shorts >= 150
+    assert flood["opened"] > 1000
+    assert flood["408"] > 50
+    assert flood["closed"] > flood["408"]
