@@ -37,6 +37,7 @@ from grok_oauth_proxy.observe.news import News
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.admission import Admission, Limits
+from grok_oauth_proxy.proxy.body import Keep
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
@@ -193,6 +194,7 @@ async def running_app(settings: Settings) -> AsyncIterator[Service]:
             _application,
             ring=ring,
             admission=Admission(_limits(settings), observer, clock),
+            keep=Keep(settings.replay_body_limit),
             recovery=recovery,
             api=tracing.attempts(upstream) if tracing else upstream,
             pages=pages,
@@ -244,6 +246,7 @@ def _application(
     *,
     ring: KeyRing,
     admission: Admission,
+    keep: Keep,
     recovery: Recovery,
     api: Api,
     pages: Application,
@@ -258,7 +261,7 @@ def _application(
         recovery,
         api,
         policy=retry.Policy(settings.upstream_retry_attempts, settings.upstream_retry_delay),
-        replay_limit=settings.replay_body_limit,
+        keep=keep,
         observer=observer,
         clock=clock,
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import click
 import uvicorn
 
 from grok_oauth_proxy.app import Service, prepare_state, refuse_unsafe_start, running_app
@@ -24,7 +23,7 @@ from grok_oauth_proxy.certificate import out_of_time, reload_certificate, server
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
 from grok_oauth_proxy.events import SettingsRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, limits, listeners
-from grok_oauth_proxy.observe.log import configure_logging, log_event
+from grok_oauth_proxy.observe.log import announce, configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.secrecy import keep_memory_private
 from grok_oauth_proxy.server import Server
@@ -255,18 +254,15 @@ def _listening(start: _Start) -> Iterator[list[Listener]]:
 
 def _greet(start: _Start, found: Sequence[Listener]) -> None:
     for warning in _warnings(start, found):
-        with suppress(OSError):
-            click.echo(f"Warning: {warning}", err=True)
+        announce(warning, level="warning")
     for listener in found:
-        with suppress(OSError):  # nobody reads it
-            if listener.address.startswith(UNIX):
-                path = listener.address.removeprefix(UNIX)
-                click.echo(f"grok-oauth-proxy is ready on the Unix socket {path}", err=True)
-                continue
-            wanted, port = start.settings.proxy_port, listener.socket.getsockname()[1]
-            if wanted < port <= wanted + FURTHER_PORTS and wanted and not start.opened:
-                click.echo(f"Port {wanted} is in use by another program, so another one was taken.", err=True)
-            click.echo(f"grok-oauth-proxy is ready: {listener.address}/v1", err=True)
+        if listener.address.startswith(UNIX):
+            announce(f"grok-oauth-proxy is ready on the Unix socket {listener.address.removeprefix(UNIX)}")
+            continue
+        wanted, port = start.settings.proxy_port, listener.socket.getsockname()[1]
+        if wanted < port <= wanted + FURTHER_PORTS and wanted and not start.opened:
+            announce(f"Port {wanted} is in use by another program, so another one was taken.")
+        announce(f"grok-oauth-proxy is ready: {listener.address}/v1")
     start.manager.tell("READY=1", f"STATUS=Serving {found[0].address}")
 
 

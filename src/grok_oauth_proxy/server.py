@@ -39,6 +39,17 @@ class _Quiet:
         return not self._state.connections or now - self._quiet_since > _ON_THE_WAY
 
 
+def _next_in(queue: socket.socket) -> socket.socket | None:
+    """Who waits there to be accepted, if anybody does who can be."""
+    while True:
+        try:
+            return queue.accept()[0]
+        except ConnectionAbortedError:
+            continue  # he has given up
+        except OSError:
+            return None
+
+
 class Server(uvicorn.Server):
     """Ends with exit code 0 on SIGTERM and SIGINT; open answers get `drain()` seconds, or none once it is
     told again. SIGHUP is answered by `on_hangup`, or ends it too, and is never such a second time: a shell
@@ -134,10 +145,10 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         protocol = partial(self._connection, self.config, self.server_state, self.lifespan.state)
         for queue in queues:
-            with queue, suppress(OSError):  # it is empty
+            with queue:
                 queue.setblocking(False)
-                while True:
-                    await loop.connect_accepted_socket(protocol, queue.accept()[0])
+                while (waiting := _next_in(queue)) is not None:
+                    await loop.connect_accepted_socket(protocol, waiting)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Or until there is no time any more. uvicorn's sets of what is open tell nobody when they change."""

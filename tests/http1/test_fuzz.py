@@ -30,6 +30,7 @@ from grok_oauth_proxy.events import Event
 from grok_oauth_proxy.http1.connection import Connection
 from grok_oauth_proxy.http1.crowd import Crowd, Limits
 from grok_oauth_proxy.proxy import admission, retry
+from grok_oauth_proxy.proxy.body import Keep
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
 from grok_oauth_proxy.proxy.handler import Proxy
@@ -113,7 +114,7 @@ class Stage:
             Recovery(Tokens(), KeyFallback(None, hear), hear, Clock(), replay_limit=1 << 20),
             self.upstream,
             policy=retry.Policy(0, 0.0),
-            replay_limit=1 << 20,
+            keep=Keep(1 << 20),
             observer=hear,
             clock=Clock(),
         )

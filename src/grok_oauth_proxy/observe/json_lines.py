@@ -12,7 +12,7 @@ from grok_oauth_proxy.events import RequestFinished
 
 def request_line(at: float, event: RequestFinished) -> str:
     """A finished request; times in whole milliseconds, null where there was none."""
-    return _line(
+    return line(
         at,
         "info",
         "request",
@@ -35,10 +35,11 @@ class JsonFormatter(logging.Formatter):
     """All other lines: time, level and message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _line(record.created, record.levelname.lower(), record.getMessage())
+        return line(record.created, record.levelname.lower(), record.getMessage())
 
 
-def _line(at: float, level: str, message: str, **fields: Any) -> str:
+def line(at: float, level: str, message: str, **fields: Any) -> str:
+    """An object in one line: time, level, message, and what else is to be told."""
     time = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({"time": time, "level": level, "message": message, **fields})
 

@@ -27,7 +27,7 @@ from grok_oauth_proxy.events import (
     UpstreamFailed,
     UpstreamRejected,
 )
-from grok_oauth_proxy.observe.json_lines import JsonFormatter, request_line
+from grok_oauth_proxy.observe.json_lines import JsonFormatter, line, request_line
 
 logger = logging.getLogger("grok_oauth_proxy")
 
@@ -55,6 +55,16 @@ class LineHandler(logging.StreamHandler[TextIO]):
         else:
             self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         self._request_line = request_line if form == "json" else self._line
+
+    def announce(self, sentence: str, *, level: Literal["info", "warning"]) -> None:
+        """Whatever the level of the log; without a time where a person reads it."""
+        if isinstance(self.formatter, JsonFormatter):
+            sentence = line(time.time(), level, sentence)
+        elif level == "warning":
+            sentence = f"Warning: {sentence}"
+        with suppress(OSError, ValueError):  # nobody reads it
+            self.stream.write(sentence + "\n")
+            super().flush()
 
     def write_soon(self, event: RequestFinished) -> None:
         """A line at level INFO; it costs a fraction of a `LogRecord`."""
@@ -112,6 +122,11 @@ def configure_logging(level: str, form: Literal["text", "json"] = "text") -> Non
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def announce(sentence: str, *, level: Literal["info", "warning"] = "info") -> None:
+    """Tell, whatever the level, what a person who has just started the daemon wants to know."""
+    _lines.announce(sentence, level=level)
 
 
 def log_event(event: Event, /) -> None:

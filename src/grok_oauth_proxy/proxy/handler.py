@@ -28,7 +28,7 @@ from grok_oauth_proxy.proxy.upstream import Api, Request, UpstreamFailure
 
 
 class Proxy:
-    """The ASGI application for /v1. `replay_limit`: up to how many bytes a body is kept to be sent again."""
+    """The ASGI application for /v1. `keep`: the room for bodies that may be sent again."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Proxy:
         upstream: Api,
         *,
         policy: retry.Policy,
-        replay_limit: int,
+        keep: Keep,
         observer: Observer,
         clock: Clock,
     ) -> None:
@@ -45,7 +45,7 @@ class Proxy:
         self._recovery = recovery
         self._upstream = upstream
         self._policy = policy
-        self._keep = Keep(replay_limit)
+        self._keep = keep
         self._observer = observer
         self._clock = clock
 
