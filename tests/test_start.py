@@ -341,3 +341,17 @@ def test_stops_cleanly(home: Home, own_sim: Sim) -> None:
 def test_module_without_arguments_is_the_daemon(home: Home) -> None:
     """`python -m grok_oauth_proxy` without a command means the daemon."""
     assert "auth.json does not exist" in refusal(environment(home))[1]
+
+
+def test_json_from_the_first_line(home: Home, own_sim: Sim) -> None:
+    """With LOG_FORMAT=json every line is an object, what is said before the first request too."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(
+        home, own_sim, LOG_FORMAT="json", PROXY_HOST="0.0.0.0", PROXY_API_KEY="k" * 16
+    ) as proxy:
+        assert proxy.http.get("/health").status_code == 401
+        assert proxy.stop() == 0
+    said = [json.loads(line) for line in proxy.err.text().splitlines()]
+    assert [line["level"] for line in said[:2]] == ["warning", "info"]
+    assert "not encrypted" in said[0]["message"]
+    assert said[2]["status"] == 401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -335,6 +336,28 @@ def test_reload(tmp_path: Path) -> None:
     shutil.copy(fresh.key, made.key)
     reload_certificate(context, made.read())
     assert out_of_time(context, before) is None
+
+
+def test_renewed_while_it_runs(home: Home, own_sim: Sim, tmp_path: Path) -> None:
+    """After SIGHUP handshakes show a renewed certificate; a bad one is told, and changes nothing."""
+    home.write_store(provider_store(own_sim.login()))
+    made = issued(tmp_path)
+    with proxy_running(
+        home,
+        own_sim,
+        trust=pinned_context(made.certificate),
+        PROXY_TLS_CERT=made.certificate,
+        PROXY_TLS_KEY=made.key,
+    ) as proxy:
+        for renew, said in (
+            (issued, "read again"),
+            (lambda _: made.key.write_text("?"), "stay as they were"),
+        ):
+            renew(tmp_path)
+            proxy.process.send_signal(signal.SIGHUP)
+            proxy.err.wait_for(said)
+            with httpx.Client(base_url=proxy.url, verify=pinned_context(made.certificate)) as http:
+                assert http.get("/health").status_code == 200
 
 
 def test_open_to_the_network(home: Home, own_sim: Sim) -> None:
