@@ -181,7 +181,7 @@ def main() -> int:
     """Print a table for each of two proxies; the exit code is 1 when an honest client lost something."""
     parser = argparse.ArgumentParser(prog="scripts/flood", description=__doc__.splitlines()[0])
     parser.add_argument("--connections", type=int, default=10_000, help="open at a time (10000)")
-    parser.add_argument("--rate", type=int, default=1000, help="new ones a second (1000)")
+    parser.add_argument("--rate", type=int, default=800, help="new ones a second (800)")
     parser.add_argument("--seconds", type=float, default=30, help="for each of two floods (30)")
     options = parser.parse_args()
     lost = False

@@ -104,9 +104,9 @@ class Connection(Guest):
             self.pause_reading()
         elif self._at_start:
             self._parse(self._begun(self._unparsed + data))
-            self._note_wait()
         else:
             self._parse(data)
+        if self._exchange is None or not (self._incoming and self._incoming.whole):
             self._note_wait()
 
     def _parse(self, data: bytes) -> None:
@@ -180,7 +180,8 @@ class Connection(Guest):
             raise ValueError("no tunnels here")
         method = (self._method or known).decode("ascii")
         framing = body_framing(first)
-        self._limit_body(first)
+        if framing:
+            self._limit_body(first)
         self._switching = b"upgrade" in first and wants_websocket(method, version, headers)
         if parser.should_upgrade() and not self._switching:
             self._body_after_upgrade = b"".join(b"%b: %b\r\n" % item for item in framing)

@@ -43,9 +43,30 @@ class Guest(FlowControl):
     `tls`: what is spoken on all but Unix sockets, None for plain HTTP. `observer` hears of what is refused.
     """
 
-    line: Line | None = None
-    party: Party | None = None
-    counted = False
+    # CPython shares the layout of up to 30 attributes among instances, and finds others much more slowly.
+    __slots__ = (
+        "_addresses",
+        "_ahead",
+        "_crowd",
+        "_deaf",
+        "_exchange",
+        "_incoming",
+        "_looking",
+        "_no_room",
+        "_observer",
+        "_paused",
+        "_ready",
+        "_scheme",
+        "_server",
+        "_thrown_away",
+        "_tls",
+        "_transport",
+        "_unsent",
+        "counted",
+        "line",
+        "loop",
+        "party",
+    )
 
     def __init__(
         self,
@@ -56,6 +77,9 @@ class Guest(FlowControl):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.loop = loop
+        self.line: Line | None = None
+        self.party: Party | None = None
+        self.counted = False
         self._observer = observer
         self._crowd = crowd
         self._tls = tls
