@@ -30,7 +30,7 @@ from grok_oauth_proxy.settings import Settings
 from tests.harness import UNPRIVILEGED, Home, Proxy, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim
 
-SECRETS = {"PROXY_API_KEY": "canary-of-the-proxy-key", "XAI_API_KEY": "canary-of-the-xai-key"}
+SECRETS: dict[str, Any] = {"PROXY_API_KEY": "canary-of-the-proxy-key", "XAI_API_KEY": "canary-of-the-xai-key"}
 FAMILY = 3
 """The daemon and its two workers."""
 

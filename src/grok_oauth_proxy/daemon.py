@@ -22,7 +22,7 @@ from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.certificate import out_of_time, reload_certificate, server_context
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
 from grok_oauth_proxy.events import SettingsRefused
-from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, limits, listeners
+from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, bounds, listeners
 from grok_oauth_proxy.observe.log import announce, configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.secrecy import keep_memory_private
@@ -133,7 +133,7 @@ def _server(
     return Server(
         service,
         service.observer,
-        limits=limits(start.settings),
+        bounds=bounds(start.settings),
         tls=start.tls,
         drain=lambda: service.settings.proxy_drain_timeout,
         on_ready=on_ready,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from grok_oauth_proxy.errors import ConfigurationError, StartRefused
-from grok_oauth_proxy.http1.crowd import Limits
+from grok_oauth_proxy.http1.crowd import Bounds
 from grok_oauth_proxy.settings import Settings
 
 UNIX: Final = "unix:"
@@ -36,13 +36,13 @@ class Listener:
     address: str
 
 
-def limits(settings: Settings) -> Limits:
+def bounds(settings: Settings) -> Bounds:
     """What a process's connections may do, once it may open as many descriptors as the system lets it.
 
     PROXY_MAX_CONNECTIONS is lowered to what these are enough for: each may need another one to the API.
     """
     wanted = settings.proxy_max_connections
-    return Limits(
+    return Bounds(
         connections=max(1, min(wanted, (_raised_descriptor_limit() - _RESERVE) // 2)),
         per_client=settings.proxy_max_connections_per_client,
         head=settings.proxy_head_timeout,

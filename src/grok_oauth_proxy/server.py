@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.events import DrainStarted, Observer
 from grok_oauth_proxy.http1.connection import Connection
-from grok_oauth_proxy.http1.crowd import Crowd, Limits
+from grok_oauth_proxy.http1.crowd import Bounds, Crowd
 
 _LOOK_EVERY: Final = 0.05
 _ON_THE_WAY: Final = 1.0
@@ -63,14 +63,14 @@ class Server(uvicorn.Server):
         app: Application,
         observer: Observer,
         *,
-        limits: Limits,
+        bounds: Bounds,
         tls: ssl.SSLContext | None,
         drain: Callable[[], float],
         on_ready: Callable[[], object],
         on_end: Callable[[], object],
         on_hangup: Callable[[], object] | None,
     ) -> None:
-        self._connection = partial(Connection, observer, Crowd(limits), tls)
+        self._connection = partial(Connection, observer, Crowd(bounds), tls)
         super().__init__(
             uvicorn.Config(
                 app,

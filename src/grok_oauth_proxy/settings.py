@@ -360,7 +360,8 @@ def _refuse_misspellings(environment: Iterable[str]) -> None:
             name.upper().startswith(prefixes) or _guards_the_port(bare, squeezed)
         ):
             continue
-        swapped = [other for other in squeezed if sorted(other) == sorted(bare)]
+        # PROXY_KEY is as near to PROXY_TLS_KEY, but it is the other one that people mean.
+        swapped = [other for other in squeezed if sorted(other) == sorted(bare.replace("YKEY", "YAPIKEY"))]
         # A mistyped PROXY_API_KEY would leave the port open, so these prefixes are judged more strictly.
         cutoff = 0.8 if bare.startswith(("PROXY", "GROK")) else 0.9
         match = swapped or difflib.get_close_matches(bare, squeezed, n=1, cutoff=cutoff)

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPResponse, IncompleteRead
+from http.client import HTTPResponse, IncompleteRead, parse_headers
 from pathlib import Path
 
 import pytest
@@ -293,6 +293,34 @@ def test_requests_are_not_cut(small: Proxy, shared_sim: Sim) -> None:
         for sock in at_work:
             sock.sendall(b"0\r\n\r\n")
         assert [answer(sock).status for sock in at_work] == [200] * 6
+
+
+def test_sent_ahead(small: Proxy) -> None:
+    """However many requests come at once, few of them are taken before their turn, and all are answered."""
+    before = memory(small)
+    question, count = b"GET / HTTP/1.1\r\nhost:localhost\r\n\r\n", 20_000
+    with ExitStack() as stack:
+        socks = [
+            stack.enter_context(dialled(small, sent=GET.replace(b"\r\n\r\n", b"\r\nx-sim: delay=1\r\n\r\n")))
+            for _ in range(4)
+        ]
+        for sock in socks:
+            sock.setblocking(False)
+            assert sock.send(question * count) > 200_000
+        grown = [memory(small) for _ in iter(lambda: is_open(socks[0]), False)]
+        assert max(grown) - before < 10
+    with dialled(small, sent=question * 2000) as sock, sock.makefile("rb") as incoming:
+        for _ in range(2000):
+            assert incoming.readline().startswith(b"HTTP/1.1 404 ")
+            length = int(parse_headers(incoming)["content-length"])
+            assert len(incoming.read(length)) == length
+        assert echo(sock) == 200
+
+
+def memory(proxy: Proxy) -> float:
+    """What the process has in memory, in MiB."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def test_question_on_the_way(small: Proxy) -> None:

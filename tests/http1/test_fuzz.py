@@ -28,8 +28,9 @@ from grok_oauth_proxy.credentials.token import Token
 from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.events import Event
 from grok_oauth_proxy.http1.connection import Connection
-from grok_oauth_proxy.http1.crowd import Crowd, Limits
-from grok_oauth_proxy.proxy import admission, retry
+from grok_oauth_proxy.http1.crowd import Bounds, Crowd
+from grok_oauth_proxy.proxy import retry
+from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.body import Keep
 from grok_oauth_proxy.proxy.fallback import KeyFallback
 from grok_oauth_proxy.proxy.front_door import FrontDoor
@@ -110,7 +111,7 @@ class Stage:
             clock=Clock(),
         )
         api = Proxy(
-            admission.Admission(admission.Limits(0, 0), hear, Clock()),
+            Admission(Limits(0, 0), hear, Clock()),
             Recovery(Tokens(), KeyFallback(None, hear), hear, Clock(), replay_limit=1 << 20),
             self.upstream,
             policy=retry.Policy(0, 0.0),
@@ -126,7 +127,7 @@ class Stage:
         config = uvicorn.Config(app, interface="asgi3", lifespan="off", proxy_headers=False, log_config=None)
         config.load()
         make = partial(
-            Connection, lambda _event: None, Crowd(Limits()), None, config, uvicorn.server.ServerState(), {}
+            Connection, lambda _event: None, Crowd(Bounds()), None, config, uvicorn.server.ServerState(), {}
         )
         self.server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]

@@ -20,15 +20,17 @@ from uvicorn.server import ServerState
 from grok_oauth_proxy.asgi import Application
 from grok_oauth_proxy.errors import ClientError
 from grok_oauth_proxy.events import Observer
+from grok_oauth_proxy.http1.caller import Caller
 from grok_oauth_proxy.http1.crowd import Crowd
 from grok_oauth_proxy.http1.exchange import Exchange
-from grok_oauth_proxy.http1.guest import Guest
 from grok_oauth_proxy.http1.head import MAX_HEAD, check_head, scope_of, with_known_method
 from grok_oauth_proxy.proxy.body import ClientGone
 from grok_oauth_proxy.proxy.headers import Headers, body_framing
 from grok_oauth_proxy.proxy.tunnel import End
 from grok_oauth_proxy.proxy.websocket import wants_websocket
 
+_STEP: Final = 16 * 1024
+"""Bytes that are parsed at once: 256 KB of the shortest requests, as a loop reads them, become 7 MB."""
 _NOT_HTTP: Final = partial(ClientError, "This is not a valid HTTP/1.1 request.", code="bad_request")
 _BAD_TARGET: Final = partial(
     ClientError,
@@ -49,8 +51,8 @@ _BODY_TOO_LARGE: Final = partial(
 )
 
 
-class Connection(Guest):
-    """Made by uvicorn for each connection; see `Guest`."""
+class Connection(Caller):
+    """Made by uvicorn for each connection; see `Caller`."""
 
     def __init__(
         self,
@@ -70,6 +72,10 @@ class Connection(Guest):
         self._body_after_upgrade = b""
         self._at_start = True
         self._unparsed = b""
+        self._later = b""
+        """What came behind requests that wait for their turn."""
+        self._to_come = 0
+        """Bytes that are still to come of a body whose length was announced."""
         self._method = b""
         self._target = b""
         self._headers: Headers = []
@@ -97,7 +103,9 @@ class Connection(Guest):
     # Reading.
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._later or len(data) > max(_STEP, self._to_come):
+            self._take_in_steps(data)
+        elif self._deaf:
             self._thrown_away += len(data)
         elif self._switching:
             self._unparsed += data
@@ -108,6 +116,18 @@ class Connection(Guest):
             self._parse(data)
         if self._exchange is None or not (self._incoming and self._incoming.whole):
             self._note_wait()
+
+    def _take_in_steps(self, data: bytes) -> None:
+        """As much as makes one request wait for its turn; the rest waits as it came."""
+        data, self._later = self._later + data, b""
+        start = 0
+        while start < len(data):
+            if self._ahead and not self._deaf:
+                self._later = data[start:]
+                return
+            end = start + max(_STEP, self._to_come)
+            self.data_received(data[start:end])
+            start = end
 
     def _parse(self, data: bytes) -> None:
         while data:
@@ -210,13 +230,15 @@ class Connection(Guest):
 
     def _limit_body(self, first: dict[bytes, bytes]) -> None:
         """Raise `ClientError` if it is to be larger than it may be."""
-        self._body_left = self._crowd.limits.body_size or math.inf
-        if int(first.get(b"content-length", 0)) > self._body_left:
+        self._body_left = self._crowd.bounds.body_size or math.inf
+        self._to_come = int(first.get(b"content-length", 0))
+        if self._to_come > self._body_left:
             raise _BODY_TOO_LARGE()  # noqa: RSE102 - it is no class
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
         self._body_left -= len(body)
+        self._to_come -= len(body)
         if self._body_left < 0:
             raise _BODY_TOO_LARGE()  # noqa: RSE102 - it is no class
         if self._incoming is not None and self._incoming.feed(body):
@@ -248,6 +270,8 @@ class Connection(Guest):
             self._linger(wait=self._deaf or self._paused or not exchange.whole)
         elif self._ahead:
             self._start(self._ahead.pop(0))
+            if self._later and not self._ahead:
+                self._take_in_steps(b"")
             self.resume_reading()
         else:
             self._exchange = None

@@ -27,7 +27,7 @@ _AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Bounds:
     """Seconds, bytes and connections; `per_client` and `body_size` of 0 are none.
 
     `head`: from its first byte to its end. `body_stall`: without a byte of a body that is waited for.
@@ -101,17 +101,17 @@ class Party:
 class Crowd:
     """All connections of a process, whose event loop runs when the first comes."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
         self.idle = Line(_KEEP_ALIVE)
         """No byte of a request has come."""
-        self.heads = Line(limits.head)
+        self.heads = Line(bounds.head)
         """The head of a request has begun, or a TLS handshake is made."""
         self.leaving = Line(_LEAVING)
         """The last answer was given; it goes out, and what still comes is thrown away."""
         self.refused = Line(_REFUSED)
         """There was no room for it, which it is told."""
-        self.bodies = Line(limits.body_stall, in_flight=True)
+        self.bodies = Line(bounds.body_stall, in_flight=True)
         """More of a body is waited for."""
         self._lines = (self.idle, self.heads, self.leaving, self.refused, self.bodies)
         self._count = 0
@@ -131,13 +131,13 @@ class Crowd:
         """
         self._loop = asyncio.get_running_loop()
         party = None
-        if client is not None and self.limits.per_client:
+        if client is not None and self.bounds.per_client:
             party = self._parties.get(client) or Party(client)
-            if party.count >= self.limits.per_client and not self._make_room_of(party):
+            if party.count >= self.bounds.per_client and not self._make_room_of(party):
                 return self._refuse(
                     member, NoRoomForClient(_ALL_OF_YOURS, code="too_many_connections", retry_after=1)
                 )
-        if self._count >= self.limits.connections and not self._make_room():
+        if self._count >= self.bounds.connections and not self._make_room():
             return self._refuse(member, NoRoom(_ALL, code="too_many_connections", retry_after=1))
         self._count += 1
         member.counted = True

@@ -37,7 +37,7 @@ _TOO_SLOW: Final = partial(
 )
 
 
-class Guest(FlowControl):
+class Caller(FlowControl):
     """The part of a `Connection` that knows nothing of HTTP's grammar.
 
     `tls`: what is spoken on all but Unix sockets, None for plain HTTP. `observer` hears of what is refused.
