@@ -1057,6 +1057,43 @@ async def test_store_full_and_then_not(world: World) -> None:
     assert world.server.sent == ["refresh-a"]
 
 
+async def test_store_full_and_an_answer_lost(world: World) -> None:
+    """Looking at a store that still holds the link before does not make a link in doubt one to be sent."""
+    world.hold(store(block(link("refresh-a", account="me", issued=NOW - LIFETIME))))
+    tokens = await world.started()
+    world.source.full = True
+    # What the server gives names the same account.
+    renewed = link("refresh-b", account="me")
+    world.server.script = [Refreshed(renewed, rotated=True), Transient("timeout")]
+    served = await tokens.get()
+    for wait in (61, 61):
+        world.hands.advance(wait)
+        with pytest.raises(CredentialsUnavailable):
+            await tokens.get(refused=served)
+    assert world.server.sent == ["refresh-a", "refresh-b"]
+
+
+async def test_store_full_and_the_login_dead(world: World) -> None:
+    """A login that dies meanwhile does not keep the lock: whoever signs in anew can write the store."""
+    world.hold(store(block(OLD)))
+    tokens = await world.started()
+    world.source.full = True
+    served = await tokens.get()
+    world.hands.advance(120)
+    world.server.script = [Terminal("invalid_grant")]
+    with pytest.raises(CredentialsUnavailable):
+        await tokens.get(refused=served)
+    await tokens.reload()
+    world.source.full = False
+    world.hands.advance(120)
+    assert tokens.seconds_until_due() <= 0
+    await tokens.refresh_ahead()
+    async with world.source.real.lock(0):
+        world.hold(store(block(SIBLING)))
+    await tokens.reload()
+    assert await bearer_of(tokens) == access(SIBLING)
+
+
 async def test_store_full_and_restart(world: World) -> None:
     """A successor that only the state file took goes into the store when the next process starts."""
     world.hold(store(block(OLD), entry(OLD, source="device_code")))

@@ -183,7 +183,12 @@ class Chain:
         account's login back means it, and a second login that was there before is none's successor.
         """
         seen, self._seen = self._seen, stored
-        if before is None or before.fingerprint in stored or chosen.fingerprint in seen:
+        # The one in use may be missing there for a time, when the store took no successor.
+        if (
+            before is None
+            or before.fingerprint in stored | {chosen.fingerprint}
+            or chosen.fingerprint in seen
+        ):
             return
         # By their claims: our own copy of a token has the times of this machine's clock.
         one, other = (read_token(grant.token.bearer.get_secret_value()) for grant in (before, chosen))

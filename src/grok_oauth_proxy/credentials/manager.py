@@ -386,7 +386,8 @@ class TokenManager:
             problem = RefreshFailed(error, self._say(BLOCKED[error]), terminal=True)
         elif token and self._in_doubt and self.at_hand.is_of_use(token) and not self._history.dead:
             problem = RefreshFailed(_DOUBT, self._say(DOUBTFUL), terminal=False)
-        if problem and self._history.stands(problem):
+        # While a spent link stands in the store, its lock is kept, and more than a new login can help.
+        if problem and not self._chain.unfinished and self._history.stands(problem):
             self._observer(problem)
 
     def _heal(self) -> None:
