@@ -377,16 +377,13 @@ class TokenManager:
     # Bookkeeping.
 
     def _tell_standing(self) -> None:
-        """Tell once what stands in the way without a try of ours having failed.
-
-        A verdict in the state file, from another process or before a restart; or a link that is kept back.
-        """
+        """Tell once what stands in the way without a try of ours: a verdict on the disk, a link in doubt."""
         token, problem = self._token, None
         if error := self._chain.verdict:
             problem = RefreshFailed(error, self._say(BLOCKED[error]), terminal=True)
         elif token and self._in_doubt and self.at_hand.is_of_use(token) and not self._history.dead:
             problem = RefreshFailed(_DOUBT, self._say(DOUBTFUL), terminal=False)
-        # While a spent link stands in the store, its lock is kept, and more than a new login can help.
+        # With a spent link in the store its lock is kept: not only a new login helps.
         if problem and not self._chain.unfinished and self._history.stands(problem):
             self._observer(problem)
 
