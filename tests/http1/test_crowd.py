@@ -41,8 +41,7 @@ def strict(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def small(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy with room for six connections, and for four of one client."""
+def _small(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     home = Home(tmp_path_factory.mktemp("small"))
     home.write_store(provider_store(shared_sim.login()))
     with proxy_running(
@@ -55,6 +54,22 @@ def small(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ) as proxy:
         proxy.http.close()  # it would take a place
         yield proxy
+
+
+@pytest.fixture
+def small(_small: Proxy) -> Proxy:
+    """A proxy with room for six connections, and for four of one client; nobody is there yet."""
+    deadline = time.monotonic() + PATIENCE
+    while occupied(_small):
+        assert time.monotonic() < deadline
+    return _small
+
+
+def occupied(proxy: Proxy) -> int:
+    """Its ends of connections, as the system sees them: established, or closed by the client alone."""
+    here, states = f":{int(proxy.url.rsplit(':', 1)[1]):04X}", ("01", "08")
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(line[1].endswith(here) and line[3] in states for line in lines)
 
 
 @contextmanager
