@@ -143,6 +143,20 @@ def test_a_file_that_breaks(scene: Scene, text: str | None) -> None:
     assert scene.codes == ["keys_unusable"]
 
 
+def test_a_file_that_can_be_read_again(scene: Scene) -> None:
+    """What is mended without writing (mv, chmod) leaves the stamp as it is: it is taken over all the same."""
+    scene.write(a=ONE)
+    scene.ring.open()
+    scene.write(b=TWO)
+    elsewhere = scene.path.parent.parent / f"{scene.path.parent.name}.json"
+    scene.path.rename(elsewhere)
+    scene.path.symlink_to(elsewhere)
+    assert [scene.whose(ONE) for _ in range(3)] == ["a"] * 3
+    elsewhere.rename(scene.path)
+    assert (scene.whose(ONE), scene.whose(TWO)) == (None, "b")
+    assert scene.codes == ["keys_unusable"]
+
+
 def test_a_first_file_that_is_broken(scene: Scene) -> None:
     """Where a file comes that cannot be read, nobody comes in by it, and no longer without a key."""
     scene.ring.open()

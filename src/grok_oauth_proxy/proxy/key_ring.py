@@ -89,6 +89,7 @@ class KeyRing:
         self._monotonic = monotonic
         self._guests: dict[bytes, Guest] = {}
         self._stamp: Stamp = None
+        self._unusable: str | None = None
         self._next_look = -math.inf
         self.demanded = False
         """Whoever has no key stays outside."""
@@ -109,16 +110,23 @@ class KeyRing:
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_EVERY
-        if (found := self._file.stamp()) == self._stamp:
+        changed = (found := self._file.stamp()) != self._stamp
+        # Neither chmod nor a shortage that passes changes the stamp, so that what may be mended by them is
+        # read again; damage is mended by writing alone.
+        if not changed and self._unusable in (None, "corrupt"):
             return
         self._stamp = found
         try:
             self._read()
         except StoreProblem as problem:
             self.demanded = True
-            self._observer(
-                StoreTrouble("keys_unusable", f"{problem.message} The keys known so far stay in force.")
-            )
+            if changed or problem.code != self._unusable:
+                self._observer(
+                    StoreTrouble("keys_unusable", f"{problem.message} The keys known so far stay in force.")
+                )
+            self._unusable = problem.code
+        else:
+            self._unusable = None
 
     def find(self, offered: bytes) -> Guest | None:
         """Whose key this is."""
