@@ -20,7 +20,7 @@ FAILURES: Final = (
     "unreachable",
 )
 """Kinds of `UpstreamFailed`."""
-LIMITS: Final = ("key_busy", "key_rate_limited", "requests", "streams")
+LIMITS: Final = ("connections", "key_busy", "key_rate_limited", "requests", "streams")
 """Reasons of `RequestRefused`."""
 REJECTIONS: Final = (
     "content",

@@ -46,7 +46,11 @@ def small(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     home = Home(tmp_path_factory.mktemp("small"))
     home.write_store(provider_store(shared_sim.login()))
     with proxy_running(
-        home, shared_sim, PROXY_MAX_CONNECTIONS=6, PROXY_MAX_CONNECTIONS_PER_CLIENT=4
+        home,
+        shared_sim,
+        LOG_FORMAT="json",
+        PROXY_MAX_CONNECTIONS=6,
+        PROXY_MAX_CONNECTIONS_PER_CLIENT=4,
     ) as proxy:
         proxy.http.close()  # it would take a place
         yield proxy
@@ -276,7 +280,10 @@ def test_own_longest_idle_makes_room(small: Proxy) -> None:
 
 
 def test_requests_are_not_cut(small: Proxy, shared_sim: Sim) -> None:
-    """What is at work keeps its place: one client too often gets 429, another for whom none is left 503."""
+    """What is at work keeps its place: one client too often gets 429, another for whom none is left 503.
+
+    Both are counted and logged.
+    """
     with ExitStack() as stack:
         at_work = [stack.enter_context(dialled(small, client, UPLOAD % b"")) for client in ["127.0.0.2"] * 4]
         wait_for_counter(shared_sim, "open_requests", at_least=4)
@@ -293,6 +300,9 @@ def test_requests_are_not_cut(small: Proxy, shared_sim: Sim) -> None:
         for sock in at_work:
             sock.sendall(b"0\r\n\r\n")
         assert [answer(sock).status for sock in at_work] == [200] * 6
+    small.err.wait_for('"status": 429.*"error": "too_many_connections"')
+    with dialled(small, sent=b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:
+        assert b'proxy_refused_total{reason="connections"} 101.0\n' in answer(sock).read()
 
 
 def test_sent_ahead(small: Proxy) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from uvicorn.server import ServerState
 
 from grok_oauth_proxy.errors import ClientError, ProxyError
-from grok_oauth_proxy.events import Observer, RequestFinished, RequestStarted
+from grok_oauth_proxy.events import Observer, RequestFinished, RequestRefused, RequestStarted
 from grok_oauth_proxy.http1.crowd import Crowd, Line, Party
 from grok_oauth_proxy.http1.ends import has_hung_up, has_unread, reset_connection
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
@@ -121,6 +121,7 @@ class Caller(FlowControl):
         if self._no_room is None:
             self._crowd.stand(self, self._crowd.idle)
         else:
+            self._observer(RequestRefused("connections"))
             self._turn_away(self._no_room)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -258,7 +259,9 @@ class Caller(FlowControl):
         headers = [*error_headers(error, body, request_id), (b"connection", b"close")]
         self.write(b"\r\n".join([STATUS_LINES[status], *map(b": ".join, headers), b"", body]))
         self._observer(RequestStarted())
-        self._observer(RequestFinished("-", "-", status, 0.0, 0.0, 0, len(body), request_id, "refused"))
+        self._observer(
+            RequestFinished("-", "-", status, 0.0, 0.0, 0, len(body), request_id, "refused", error=error.code)
+        )
         self._linger(wait=True)
 
     def _linger(self, *, wait: bool) -> None:
