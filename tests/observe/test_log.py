@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -242,3 +242,12 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "error": None,
     }
     assert trouble == {"message": "It is\ndamaged. [corrupt]"}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_long_names(capsys: pytest.CaptureFixture[str], form: Literal["text", "json"]) -> None:
+    """What a client or the API chose makes no line so long that a reader would cut it in two."""
+    configure_logging("info", form)
+    log_event(RequestFinished("GET", "/v1/" + "p" * 60_000, 200, 0, 0, 0, 0, "i" * 60_000, "complete", 0))
+    configure_logging("info")
+    assert len(capsys.readouterr().err) < 1500

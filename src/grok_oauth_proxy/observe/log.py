@@ -27,13 +27,12 @@ from grok_oauth_proxy.events import (
     UpstreamFailed,
     UpstreamRejected,
 )
-from grok_oauth_proxy.observe.json_lines import JsonFormatter, line, request_line
+from grok_oauth_proxy.observe.json_lines import LONGEST, JsonFormatter, line, request_line
 
 logger = logging.getLogger("grok_oauth_proxy")
 
 codecs.lookup("unicode_escape")  # loaded now: where no file can be opened any more, lines are still written
 _GATHERED_FOR: Final = 0.05
-_LONGEST: Final = 500
 _IN_USE: Final = {"own": "The proxy's own login is now in use.", "hermes": "Hermes' login is now in use."}
 
 
@@ -187,12 +186,12 @@ def _log_upstream(event: Event) -> None:
 
 
 def _is_plain(text: str) -> bool:
-    return len(text) <= _LONGEST and text.isascii() and text.isprintable() and "\\" not in text
+    return len(text) <= LONGEST and text.isascii() and text.isprintable() and "\\" not in text
 
 
 def _shown(text: str) -> str:
     """What somebody else chose, cut to a line's length and safe to write to a terminal."""
-    text = text[:_LONGEST]
+    text = text[:LONGEST]
     if _is_plain(text):
         return text
     return text.encode("unicode_escape").decode("ascii")
