@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -204,6 +206,26 @@ def test_refused_commands(keyed: Keyed) -> None:
         assert (ended.returncode, ended.stdout) == (code, ""), name
         assert sentence in ended.stderr, name
         assert "Traceback" not in ended.stderr, name
+
+
+def test_no_room_for_the_key(home: Home) -> None:
+    """A key that cannot be printed is known to nobody, and stays none; nothing ends in a traceback."""
+    env = environment(home)
+    for arguments, message in ((["add", "a"], "so it is revoked"), (["list"], "Make room")):
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-m", "grok_oauth_proxy", "keys", *arguments],
+                env=env,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert json.loads(run(env, "keys", "list", "--json").stdout)["keys"] == []
 
 
 def test_beyond_loopback(home: Home, own_sim: Sim, tmp_path: Path) -> None:

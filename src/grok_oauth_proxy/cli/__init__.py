@@ -6,9 +6,12 @@ of the login cannot be used · 130 given up
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
@@ -27,6 +30,8 @@ from grok_oauth_proxy.cli.serve import serve
 from grok_oauth_proxy.cli.service import service
 from grok_oauth_proxy.cli.status import status
 from grok_oauth_proxy.errors import ProxyError
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,5 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ProxyError as error:
         click.echo(f"grok-oauth-proxy: {error.message}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be written is tried again at the end
+        click.echo(f"grok-oauth-proxy: Nothing could be written: {error.strerror}. Make room.", err=True)
+        sys.exit(1)
     finally:
         gc.freeze()  # nor does the interpreter look for it on its way out

@@ -63,7 +63,12 @@ def add(name: str, requests_per_minute: int | None, concurrent: int | None) -> N
     """
     file = _file()
     key = asyncio.run(file.add(name, requests_per_minute=requests_per_minute, concurrent=concurrent))
-    click.echo(key.get_secret_value())
+    try:
+        click.echo(key.get_secret_value())
+    except OSError:
+        asyncio.run(file.revoke(name))
+        click.echo("The key could not be printed, so it is revoked.", err=True)
+        raise
     click.echo(
         f"This is the key of {name}. It is shown this once: {file.path} keeps its digest only.\n"
         "The client sends it as its API key (Authorization: Bearer, or OPENAI_API_KEY for most). "

@@ -88,6 +88,12 @@ class KeysFile:
             if make_private(self.path):
                 return f"{self.path} was open to other users and is now private."
             exposed = self.path.stat().st_mode & 0o022
+        except FileNotFoundError:
+            raise StoreProblem(
+                f"{self.path} is not there. Put it back, or make new keys with `grok-oauth-proxy keys add "
+                "NAME`.",
+                code="missing",
+            ) from None
         except OSError as error:
             raise StoreProblem(
                 f"{self.path} cannot be used: {error.strerror}. Make it readable for this user.",
