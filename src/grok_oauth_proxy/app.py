@@ -299,12 +299,18 @@ def _tracing(settings: Settings) -> Tracing | None:
         return None
     try:
         from grok_oauth_proxy.observe.tracing import Tracing
+
+        return Tracing()
     except ImportError:
         raise ConfigurationError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed. Install "
             "grok-oauth-proxy[otel], or unset it."
         ) from None
-    return Tracing()
+    except (ValueError, OSError) as error:  # some OTEL_ variables are read as soon as the SDK is imported
+        raise ConfigurationError(
+            f"Traces cannot be sent ({type(error).__name__}). Correct the OTEL_ variables, or unset "
+            "OTEL_EXPORTER_OTLP_ENDPOINT."
+        ) from None
 
 
 def _broadcast(metrics: Metrics, news: News, tracing: Tracing | None) -> Observer:

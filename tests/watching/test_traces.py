@@ -242,10 +242,11 @@ def test_extra_is_missing(home: Home, own_sim: Sim, tmp_path: Path) -> None:
     assert "Install grok-oauth-proxy[otel]" in ended.stderr
 
 
-def test_setting_of_no_use(home: Home, own_sim: Sim) -> None:
+@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"])
+def test_setting_of_no_use(home: Home, own_sim: Sim, name: str) -> None:
     """What the SDK cannot make sense of stops the start in one line that shows no value."""
     home.write_store(provider_store(own_sim.login()))
-    bad = {"OTEL_BSP_MAX_QUEUE_SIZE": "-1047"}
+    bad = {name: "-1047"}
     ended = run(environment(home, own_sim, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **bad))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "Correct the OTEL_ variables" in ended.stderr

@@ -24,7 +24,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from grok_oauth_proxy import __version__
 from grok_oauth_proxy.asgi import Application, Receive, Scope, Send
-from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.events import Event, RequestFinished, UpstreamFailed, UpstreamRejected
 from grok_oauth_proxy.observe.log import logger
 from grok_oauth_proxy.observe.metrics import METHODS, PAGES, route_label
@@ -122,7 +121,7 @@ _current: ContextVar[Traced | None] = ContextVar("traced", default=None)
 class Tracing:
     """An observer, and what stands around the application and around what asks the API.
 
-    Raises `ConfigurationError` for an OTEL_ setting of no use.
+    Raises ValueError and OSError for an OTEL_ variable of no use.
     """
 
     def __init__(self) -> None:
@@ -131,15 +130,9 @@ class Tracing:
             "urllib3",
         ):  # what they find is told here, once, and shows no address
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-        try:
-            self._deliveries = Deliveries(OTLPSpanExporter())
-            self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-            self._provider.add_span_processor(BatchSpanProcessor(self._deliveries))
-        except (ValueError, OSError) as error:
-            raise ConfigurationError(
-                f"Traces cannot be sent ({type(error).__name__}). Correct the OTEL_ variables, or unset "
-                "OTEL_EXPORTER_OTLP_ENDPOINT."
-            ) from None
+        self._deliveries = Deliveries(OTLPSpanExporter())
+        self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(self._deliveries))
         self._tracer = self._provider.get_tracer("grok_oauth_proxy", __version__)
 
     def __call__(self, event: Event, /) -> None:
