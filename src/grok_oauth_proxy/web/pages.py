@@ -1,4 +1,4 @@
-"""What the proxy shows of itself: /health and /metrics. FastAPI, beside the way of the requests."""
+"""What the proxy shows of itself: /health and /metrics. Starlette, beside the way of the requests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import http
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from grok_oauth_proxy.credentials.status import CredentialStatus
 from grok_oauth_proxy.errors import ClientError, ProxyError
@@ -29,39 +31,44 @@ def create_pages(
     metrics: Callable[[], bytes],
     api_base: str,
     key_set: bool,
-) -> FastAPI:
+) -> Starlette:
     """The ASGI application for everything outside /v1."""
-    pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
-    @pages.api_route("/health", methods=_READ)
-    async def health(deep: str = "") -> Response:
-        wanted = deep.lower() in ("1", "true", "yes")
+    async def health(request: Request) -> Response:
+        wanted = request.query_params.get("deep", "").lower() in ("1", "true", "yes")
         code, report = health_report(
             status(), api_base, news, await ping() if wanted else None, key_set=key_set
         )
         return JSONResponse(report, code, _HEADERS)
 
-    @pages.api_route("/metrics", methods=_READ)
-    async def show_metrics() -> Response:
+    async def show_metrics(_request: Request) -> Response:
         return Response(metrics(), 200, _HEADERS, "text/plain; version=0.0.4; charset=utf-8")
 
-    @pages.exception_handler(HTTPException)
-    async def refuse(request: Request, error: HTTPException) -> Response:
-        failure = outside_api(request.url.path)
-        if error.status_code != 404:
-            failure = ClientError(
-                f"This path does not take {request.method}. Use GET.",
-                code="method_not_allowed",
-                status=error.status_code,
-            )
-        return _answer(failure)
-
-    @pages.exception_handler(Exception)
-    async def give_up(_request: Request, _error: Exception) -> Response:
-        # It is raised again behind this, and told as a bug.
-        return _answer(ProxyError("The proxy failed to handle this request.", code="internal_error"))
-
+    pages = Starlette(
+        routes=[
+            Route("/health", health, methods=_READ),
+            Route("/metrics", show_metrics, methods=_READ),
+        ],
+        exception_handlers={HTTPException: _refuse, Exception: _give_up},
+    )
+    pages.router.redirect_slashes = False
     return pages
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    failure = outside_api(request.url.path)
+    if isinstance(error, HTTPException) and error.status_code != http.HTTPStatus.NOT_FOUND:
+        failure = ClientError(
+            f"This path does not take {request.method}. Use GET.",
+            code="method_not_allowed",
+            status=error.status_code,
+        )
+    return _answer(failure)
+
+
+async def _give_up(_request: Request, _error: Exception) -> Response:
+    # It is raised again behind this, and told as a bug.
+    return _answer(ProxyError("The proxy failed to handle this request.", code="internal_error"))
 
 
 def _answer(failure: ProxyError) -> Response:
