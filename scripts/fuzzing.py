@@ -41,8 +41,6 @@ def main() -> None:
     breaches = front_door(arguments.seed, arguments.seconds * SHARES["front door"])
     machine("keeper", Keeping, arguments.seed, arguments.seconds * SHARES["keeper"])
     machine("pool", Pool, arguments.seed, arguments.seconds * SHARES["pool"])
-    for breach in breaches:
-        print(breach)
     sys.exit(1 if breaches else 0)
 
 
@@ -65,9 +63,8 @@ def front_door(number: int, seconds: float) -> list[str]:
             if (after := descriptors_when_idle(proxy, before)) > before:
                 attack.breaches.append(f"{after} descriptors are open; it were {before}")
     answers = ", ".join(f"{count} x {status}" for status, count in sorted(attack.answers.items()))
-    print(
-        f"front door: {attack.connections} connections; answers: {answers}; descriptors {before} -> {after}"
-    )
+    told = f"{attack.connections} connections; answers: {answers}; descriptors {before} -> {after}"
+    print(f"front door: {told}", *attack.breaches, sep="\n", flush=True)
     return attack.breaches
 
 

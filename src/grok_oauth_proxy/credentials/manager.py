@@ -46,13 +46,7 @@ class TokenManager:
     """Keeps one grant alive. All calls belong on one event loop."""
 
     def __init__(
-        self,
-        chain: Chain,
-        server: Refresher,
-        *,
-        window: float,
-        observer: Observer,
-        clock: Clock,
+        self, chain: Chain, server: Refresher, *, window: float, observer: Observer, clock: Clock
     ) -> None:
         self._chain = chain
         self._say = chain.source.wording.say
@@ -383,7 +377,7 @@ class TokenManager:
             problem = RefreshFailed(error, self._say(BLOCKED[error]), terminal=True)
         elif token and self._in_doubt and self.at_hand.is_of_use(token) and not self._history.dead:
             problem = RefreshFailed(_DOUBT, self._say(DOUBTFUL), terminal=False)
-        # With a spent link in the store its lock is kept: not only a new login helps.
+        # While a spent link stands in the store its lock is kept, so that no new login can help.
         if problem and not self._chain.unfinished and self._history.stands(problem):
             self._observer(problem)
 
