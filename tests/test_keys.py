@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -255,3 +256,24 @@ def test_beyond_loopback(home: Home, own_sim: Sim, tmp_path: Path) -> None:
             assert "sk-no-key-needed" not in told.stdout
         assert "OPENAI_BASE_URL" in told.stdout
         assert "OPENAI_API_KEY" not in told.stdout
+
+
+def test_link_to_nothing(home: Home, own_sim: Sim) -> None:
+    """A keys file that is a link to nothing opens no door: the start is refused."""
+    home.write_store(provider_store(own_sim.login()))
+    home.state.parent.mkdir(parents=True, mode=0o700)
+    home.state.with_name("keys.json").symlink_to("nowhere")
+    ended = run(environment(home, own_sim), "serve")
+    assert (ended.returncode, "keys.json" in ended.stderr) == (3, True)
+
+
+def test_last_key_revoked_beyond_loopback(home: Home, own_sim: Sim) -> None:
+    """After the last key was revoked nobody comes in, and settings can still be read again."""
+    home.write_store(provider_store(own_sim.login()))
+    env = environment(home, own_sim, OTEL_PROPAGATORS="unknown")  # heeded by nobody
+    assert run(env, "keys", "add", "one").returncode == 0
+    with proxy_running(home, own_sim, PROXY_HOST="0.0.0.0", OTEL_PROPAGATORS="unknown") as proxy:
+        assert run(env, "keys", "revoke", "one").returncode == 0
+        proxy.process.send_signal(signal.SIGHUP)
+        proxy.err.wait_for("The settings were read again")
+        assert proxy.http.get("/health").status_code == 401

@@ -70,8 +70,10 @@ def refuse_unsafe_start(settings: Settings) -> None:
             "hermes-agent`; or set HERMES_CLI_REQUIRED=false where only its auth.json is mounted.",
             code="no_hermes_cli",
         )
-    _named_keys(settings)
+    keys = _named_keys(settings)
     refuse_open_door(settings)
+    if not (is_loopback(settings.proxy_host) or settings.proxy_api_key or keys):
+        raise _open_without_key(settings)  # the last one was revoked: nobody could come in
 
 
 def refuse_open_door(settings: Settings) -> None:
@@ -79,13 +81,18 @@ def refuse_open_door(settings: Settings) -> None:
     if is_loopback(settings.proxy_host):
         return
     key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else ""
-    if len(key) < MIN_API_KEY_LENGTH and (key or not _named_keys(settings)):
-        raise StartRefused(
-            f"PROXY_HOST {settings.proxy_host} is open to other machines. Set PROXY_API_KEY to at least "
-            f"{MIN_API_KEY_LENGTH} characters, or make a key with `grok-oauth-proxy keys add NAME`; or set "
-            "PROXY_HOST to 127.0.0.1.",
-            code="open_without_key",
-        )
+    # Where there is a file of keys, one of them is demanded, even after the last was revoked.
+    if len(key) < MIN_API_KEY_LENGTH and (key or KeysFile(settings.keys_file).stamp() is None):
+        raise _open_without_key(settings)
+
+
+def _open_without_key(settings: Settings) -> StartRefused:
+    return StartRefused(
+        f"PROXY_HOST {settings.proxy_host} is open to other machines. Set PROXY_API_KEY to at least "
+        f"{MIN_API_KEY_LENGTH} characters, or make a key with `grok-oauth-proxy keys add NAME`; or set "
+        "PROXY_HOST to 127.0.0.1.",
+        code="open_without_key",
+    )
 
 
 def _named_keys(settings: Settings) -> tuple[ClientKey, ...]:

@@ -259,6 +259,9 @@ def _checked(added: dict[str, str]) -> Settings:
     except ConfigurationError:
         _replace_added(before)
         raise
+    # Read by FastAPI when it is imported, which ends with a traceback for a name it does not know. What is
+    # spoken here is W3C's trace context alone.
+    os.environ.pop("OTEL_PROPAGATORS", None)
     return settings
 
 

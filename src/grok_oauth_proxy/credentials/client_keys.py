@@ -60,8 +60,8 @@ class KeysFile:
     path: Path
 
     def stamp(self) -> Stamp:
-        """What changes whenever the file is written; None when there is none."""
-        return stamp(self.path)
+        """What changes whenever the file is written; None without one. A link to nothing counts as one."""
+        return stamp(self.path) or ((0, 0, 0) if self.path.is_symlink() else None)
 
     def load(self) -> tuple[ClientKey, ...]:
         """The keys. Raises `StoreProblem`: missing, unreadable, unsafe_link or corrupt."""
