@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DEPENDENCIES = ROOT / "docs" / "dependencies.md"
-LOCKS = ("requirements.lock", "tests/requirements.lock", "tests/requirements-hermes.lock")
+LOCKS = (
+    "requirements.lock",
+    "requirements-otel.lock",
+    "tests/requirements.lock",
+    "tests/requirements-hermes.lock",
+)
 
 
 def locked(path: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from grok_oauth_proxy.cli.service.files import MARK, File
 from grok_oauth_proxy.cli.service.person import Person
 from grok_oauth_proxy.cli.service.places import Places
 from grok_oauth_proxy.errors import ProxyError
+from grok_oauth_proxy.moving.surroundings import without_keys
 from grok_oauth_proxy.settings import Settings
 
 LABEL: Final = "local.grok-oauth-proxy"
@@ -123,6 +124,7 @@ def _ask(*arguments: str) -> str | None:
     try:
         told = subprocess.run(  # noqa: S603 - the system's own launchctl
             ["launchctl", *arguments],  # noqa: S607
+            env=without_keys(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PATIENCE,
