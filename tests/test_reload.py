@@ -121,7 +121,9 @@ def test_closed_terminal(home: Home, own_sim: Sim, workers: int) -> None:
     os.set_inheritable(theirs, True)
     try:
         env = environment(home, own_sim, PROXY_WORKERS=workers)
-        with ending(start(env, by=(sys.executable, "-c", AT_TERMINAL, str(theirs)))) as process:
+        # As it is where nobody ran the tests with nohup.
+        heeding = f"import signal; signal.signal(1, signal.SIG_DFL); {AT_TERMINAL}"
+        with ending(start(env, by=(sys.executable, "-c", heeding, str(theirs)))) as process:
             err = Output(process.stderr)
             with client(err.wait_for(r"ready: (http://\S+)/v1")[1]) as http, stream_open(http) as lines:
                 process.send_signal(signal.SIGHUP)
