@@ -204,6 +204,15 @@ def test_what_is_refused(home: Home, tmp_path: Path) -> None:
     assert unit.read_text() == "[Service]\nExecStart=/bin/true\n"
 
 
+@pytest.mark.parametrize("name", ["sock\nSocketMode=0666", "sock\\"], ids=["line", "backslash"])
+def test_path_that_would_be_another_line(home: Home, name: str) -> None:
+    """No setting adds a line to a unit, or swallows the next one."""
+    env = environment(home, PROXY_PORT=9996, PROXY_UDS=home.path / name)
+    ended = run(env, "service", "install", "--dry-run", "--socket")
+    assert ended.returncode != 0
+    assert ended.stdout == ""
+
+
 def test_beside_a_proxy(home: Home, shared_sim: Sim) -> None:
     """While a proxy runs by hand the service would get another port, so it is refused with its address."""
     home.write_store(provider_store(shared_sim.login()))

@@ -35,7 +35,7 @@ def find_places(settings: Settings) -> Places:
     if settings.proxy_uds:
         files.append(settings.proxy_uds)
     folders = tuple(dict.fromkeys(path.absolute().parent for path in files))
-    for path in (Path(program[0]), *folders):
+    for path in (Path(program[0]), *folders, *files):
         if not str(path).isprintable():
             raise ProxyError("A path has control characters in it. Move that folder.", code="bad_place")
     return Places(program, settings_file(), folders)

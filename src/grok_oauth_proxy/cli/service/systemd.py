@@ -192,7 +192,10 @@ def _streams(settings: Settings) -> list[str]:
             f"[{host}]:{settings.proxy_port}" if host.version == 6 else f"{host}:{settings.proxy_port}"
         )
     if settings.proxy_uds:
-        found.append(str(settings.proxy_uds.absolute()))
+        path = str(settings.proxy_uds.absolute())
+        if path.endswith("\\"):  # the next line would belong to it (systemd.syntax(7))
+            raise click.UsageError("--socket needs a PROXY_UDS that does not end with a backslash.")
+        found.append(path)
     return found
 
 
