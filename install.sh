@@ -8,6 +8,7 @@
 # Exit codes: 0 all is well · 1 something failed, or a check found something wrong · 2 unknown option
 set -euo pipefail
 started_in=$PWD
+export HOME="${HOME:-$(unset HOME && echo ~)}" # cloud-init and cron may set none
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/environment.sh
 
@@ -35,7 +36,10 @@ import_export() {
         [ -f "$folder/xai-oauth.json" ] || continue
         printf 'Importing %s …\n' "$folder/xai-oauth.json"
         "$program" import --own "$folder/xai-oauth.json" | grep -v '^Delete the export' || return 1
-        rm -f "$folder/xai-oauth.json"
+        if ! rm -f "$folder/xai-oauth.json"; then
+            printf '✗ The login was imported, but the export is still there, and holds it. Remove it: rm %s\n' "$folder/xai-oauth.json"
+            return 1
+        fi
         printf 'The export was removed: it held your login.\n'
         return
     done
@@ -53,6 +57,9 @@ print("{} checks, {}.".format(len(report["checks"]), "{} wrong".format(report["w
 '
 }
 
+if [[ $* == *--enable-service* && $EUID = 0 && ${SUDO_USER:-root} != root ]]; then
+    fail "Behind sudo the login and the service would become root's. Run this again without sudo."
+fi
 make_environment .venv
 install_into .venv --require-hashes -r requirements.lock
 install_into .venv --no-deps .

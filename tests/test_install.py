@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.credentials.users import as_root
 from tests.sim.harness import Sim, claims
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +114,19 @@ def test_install_without_python(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
     assert "Python 3.11 or newer is needed" in ended.stderr
     assert not (tree / ".venv").exists()
+
+
+@as_root
+def test_headless_behind_sudo(tmp_path: Path) -> None:
+    """Nothing is made and no login is taken over: they would be root's, and the service is refused anyway."""
+    tree = copied(tmp_path)
+    (tree / "xai-oauth.json").touch()
+    ended = install(tree, "--headless", "--enable-service", SUDO_USER="somebody")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "without sudo" in ended.stderr
+    assert not (tree / ".venv").exists()
+    assert (tree / "xai-oauth.json").exists()
 
 
 def test_install_unknown_option(tree: Path) -> None:

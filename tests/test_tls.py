@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from grok_oauth_proxy.errors import StartRefused
 from grok_oauth_proxy.moving.pinning import pinned_context
 from grok_oauth_proxy.settings import Settings
 from tests.clients.waiting import wait_for_counter
+from tests.credentials.users import NOBODY, as_root
 from tests.harness import PATIENCE, Home, Proxy, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim
 
@@ -299,6 +301,18 @@ def test_key_of_others(tmp_path: Path, home: Home) -> None:
     assert "can be read by others" in refusal(made)
     made.key.chmod(0o400)
     assert server_context(made.read()) is not None
+
+
+@as_root
+def test_key_of_root_seen_by_a_unit(tmp_path: Path) -> None:
+    """A group may read root's key, also where root has no number (PrivateUsers=); nobody else may."""
+    made = issued(tmp_path)
+    for owner in (0, NOBODY):
+        os.chown(made.key, owner, 0)
+        made.key.chmod(0o640)
+        assert server_context(made.read()) is not None
+        made.key.chmod(0o644)
+        assert "can be read by others" in refusal(made)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, shown: Certificate) -> None:

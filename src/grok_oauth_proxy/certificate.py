@@ -12,6 +12,8 @@ from grok_oauth_proxy.moving.pinning import ANY_TIME, pinned_context
 from grok_oauth_proxy.settings import Settings
 
 _ALPN: Final = ["http/1.1"]
+_ROOT: Final = (0, 65534)
+"""The second as a unit of a user's own manager sees root: PrivateUsers= leaves that user alone a number."""
 _OUT_OF_TIME: Final = {9: "is not valid yet", 10: "has expired"}
 """By OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
@@ -86,7 +88,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
 def _check_mode(key: Path) -> None:
     """As PostgreSQL has it: nobody else may read it, but a group where the file is root's."""
     found = key.stat()
-    others = stat.S_IRWXO | (stat.S_IWGRP | stat.S_IXGRP if found.st_uid == 0 else stat.S_IRWXG)
+    others = stat.S_IRWXO | (stat.S_IWGRP | stat.S_IXGRP if found.st_uid in _ROOT else stat.S_IRWXG)
     if found.st_mode & others:
         raise _refused(f"PROXY_TLS_KEY {key} can be read by others. Correct it with: chmod 600 {key}")
 

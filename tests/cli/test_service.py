@@ -166,6 +166,19 @@ def test_install_and_uninstall(home: Home) -> None:
     assert (ended.returncode, ended.stdout) == (0, "No service of grok-oauth-proxy is installed here.\n")
 
 
+def test_paths_of_this_folder(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that begins in the folder of the shell is absolute in the settings file, as in the unit."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    env = managed(home, "systemctl", HERMES_HOME="hermes", PROXY_API_KEYS_FILE="~/keys.json")
+    assert run(env, "service", "install").returncode == 0
+    carried = read_settings_file(home.path / SETTINGS)
+    assert carried["HERMES_HOME"] == str(folder / "hermes")
+    assert carried["PROXY_API_KEYS_FILE"] == "~/keys.json"
+    assert carried["HERMES_HOME"] in (home.path / UNIT).read_text()
+
+
 def test_a_start_that_fails(home: Home) -> None:
     """A start that fails ends with exit code 1 and the next step; so does the status afterwards."""
     env = managed(home, "systemctl", RESTART="1")

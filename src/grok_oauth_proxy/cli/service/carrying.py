@@ -8,16 +8,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from grok_oauth_proxy.errors import ConfigurationError
-from grok_oauth_proxy.settings import given_settings
+from grok_oauth_proxy.settings import Settings, given_settings
 from grok_oauth_proxy.settings_file import read_settings_file
+
+_PATHS: Final = {"SSL_CERT_FILE"} | {
+    name.upper() for name, field in Settings.model_fields.items() if field.annotation in (Path, Path | None)
+}
 
 
 def to_carry(path: Path) -> dict[str, str]:
-    """Settings of this environment that the settings file at `path` does not have, or has otherwise."""
+    """Settings of this environment that the settings file at `path` does not have, or has otherwise.
+
+    Paths are absolute: a service does not run in this folder.
+    """
     said = read_settings_file(path)
-    return {name: value for name, value in given_settings().items() if said.get(name) != value}
+    given = {name: _seen_from_anywhere(name, value) for name, value in given_settings().items()}
+    return {name: value for name, value in given.items() if said.get(name) != value}
+
+
+def _seen_from_anywhere(name: str, value: str) -> str:
+    return str(Path(value).absolute()) if name in _PATHS and value[0] not in "~/" else value
 
 
 def carry(path: Path, values: Mapping[str, str]) -> None:
