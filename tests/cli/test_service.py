@@ -10,6 +10,7 @@ import plistlib
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,24 @@ def test_paths_of_this_folder(home: Home, tmp_path: Path, monkeypatch: pytest.Mo
     assert carried["HERMES_HOME"] == str(folder / "hermes")
     assert carried["PROXY_API_KEYS_FILE"] == "~/keys.json"
     assert carried["HERMES_HOME"] in (home.path / UNIT).read_text()
+
+
+def test_files_that_a_service_does_not_see(home: Home) -> None:
+    """A certificate in /tmp is named, since the service has a /tmp of its own."""
+    where = {"HERMES_HOME": "/srv/h", "GROK_PROXY_AUTH_STATE": "/srv/s/state.json"}
+    tls = {"PROXY_TLS_CERT": "/dev/shm/cert.pem", "PROXY_TLS_KEY": "/srv/key.pem"}
+    code = (
+        "from grok_oauth_proxy.cli.service.places import Places, find_places, hidden\n"
+        "from grok_oauth_proxy.settings import load_settings\n"
+        "from dataclasses import replace\n"
+        "places = replace(find_places(load_settings()), program=('/srv/bin',))\n"
+        "print(hidden(places))"
+    )
+    for settings, named in ((where, None), (where | tls, "/dev/shm/cert.pem")):
+        told = subprocess.run(
+            [sys.executable, "-c", code], env=environment(home) | settings, capture_output=True, text=True
+        )
+        assert told.stdout.strip() == str(named), told.stderr
 
 
 def test_a_start_that_fails(home: Home) -> None:

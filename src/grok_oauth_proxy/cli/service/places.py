@@ -16,11 +16,15 @@ _NOT_SEEN: Final = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`program`: the words that start it. `writable`: folders, the one of the proxy's state first."""
+    """`program`: the words that start it. `writable`: folders, the one of the proxy's state first.
+
+    `read`: further files that the settings name.
+    """
 
     program: tuple[str, ...]
     settings_file: Path
     writable: tuple[Path, ...]
+    read: tuple[Path, ...]
 
     @property
     def state(self) -> Path:
@@ -38,12 +42,13 @@ def find_places(settings: Settings) -> Places:
     for path in (Path(program[0]), *folders, *files):
         if not str(path).isprintable():
             raise ProxyError("A path has control characters in it. Move that folder.", code="bad_place")
-    return Places(program, settings_file(), folders)
+    named = (settings.proxy_tls_cert, settings.proxy_tls_key, settings.keys_file)
+    return Places(program, settings_file(), folders, tuple(path.absolute() for path in named if path))
 
 
 def hidden(places: Places) -> Path | None:
     """The first of them that a service with a /tmp of its own does not see."""
-    for path in (Path(places.program[0]), *places.writable):
+    for path in (Path(places.program[0]), *places.writable, *places.read):
         if any(path.is_relative_to(folder) for folder in _NOT_SEEN):
             return path
     return None
