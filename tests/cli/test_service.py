@@ -167,6 +167,16 @@ def test_install_and_uninstall(home: Home) -> None:
     assert (ended.returncode, ended.stdout) == (0, "No service of grok-oauth-proxy is installed here.\n")
 
 
+def test_launchd_with_an_odd_home(tmp_path: Path) -> None:
+    """The agent is read by plistlib whatever the home is called: two hyphens would end its comment."""
+    odd = Home(tmp_path)
+    odd.path = tmp_path / "a--b & <c>"
+    odd.path.mkdir()
+    assert run(managed(odd, "launchctl"), "service", "install", "--platform", "launchd").returncode == 0
+    agent = plistlib.loads((odd.path / AGENT).read_bytes())
+    assert agent["StandardErrorPath"].startswith(str(odd.path))
+
+
 def test_paths_of_this_folder(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path that begins in the folder of the shell is absolute in the settings file, as in the unit."""
     folder = tmp_path / "here"
@@ -183,7 +193,8 @@ def test_paths_of_this_folder(home: Home, tmp_path: Path, monkeypatch: pytest.Mo
 def test_files_that_a_service_does_not_see(home: Home) -> None:
     """A certificate in /tmp is named, since the service has a /tmp of its own."""
     where = {"HERMES_HOME": "/srv/h", "GROK_PROXY_AUTH_STATE": "/srv/s/state.json"}
-    tls = {"PROXY_TLS_CERT": "/dev/shm/cert.pem", "PROXY_TLS_KEY": "/srv/key.pem"}
+    unseen = "/dev/shm/cert.pem"  # noqa: S108 - nothing is made there
+    tls = {"PROXY_TLS_CERT": unseen, "PROXY_TLS_KEY": "/srv/key.pem"}
     code = (
         "from grok_oauth_proxy.cli.service.places import Places, find_places, hidden\n"
         "from grok_oauth_proxy.settings import load_settings\n"
@@ -191,7 +202,7 @@ def test_files_that_a_service_does_not_see(home: Home) -> None:
         "places = replace(find_places(load_settings()), program=('/srv/bin',))\n"
         "print(hidden(places))"
     )
-    for settings, named in ((where, None), (where | tls, "/dev/shm/cert.pem")):
+    for settings, named in ((where, None), (where | tls, unseen)):
         told = subprocess.run(
             [sys.executable, "-c", code], env=environment(home) | settings, capture_output=True, text=True
         )

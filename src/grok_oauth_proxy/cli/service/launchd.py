@@ -66,7 +66,7 @@ class Launchd:
         agent["ProgramArguments"] = [*places.program, "serve"]
         agent["StandardOutPath"] = agent["StandardErrorPath"] = str(self.log_file)
         text = plistlib.dumps(agent, sort_keys=False).decode()
-        own = f"<!-- {MARK}{places.settings_file} -->\n"
+        own = f"<!-- {MARK}~/.config/grok-oauth-proxy.env -->\n"  # a path may hold --
         return [File(self.service_file, text.replace("<plist ", f"{own}<plist ", 1))]
 
     def start(self, *, socket: bool) -> list[list[str]]:  # noqa: ARG002 - as Systemd
