@@ -383,8 +383,9 @@ def test_traces_that_go_nowhere(environment: pytest.MonkeyPatch, name: str, valu
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "OTEL_SERVICE_NAME", "OTEL_ANYTHING"])
 def test_other_otel_variables(environment: pytest.MonkeyPatch, name: str) -> None:
     """The standard's many other variables are no misspellings."""
+    before = load_settings()
     environment.setenv(name, "x")
-    load_settings()
+    assert load_settings() == before
 
 
 @pytest.mark.parametrize("name", ["login.json", "auth_state.json"])

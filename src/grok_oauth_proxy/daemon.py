@@ -147,9 +147,10 @@ async def _reload(service: Service, start: _Start) -> None:
     start.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         wanted = start.as_opened(load_settings())
+        server_context(start.settings)  # a trial: a bad certificate is refused before anything has changed
+        heeded = service.heed(wanted)
         if start.tls is not None:
             reload_certificate(start.tls, start.settings)
-        heeded = service.heed(wanted)
         configure_logging(wanted.log_level, wanted.log_format)
         service.observer(heeded)
     except ProxyError as error:

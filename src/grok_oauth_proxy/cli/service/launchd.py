@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import plistlib
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +16,15 @@ from typing import Final
 
 import click
 
+from grok_oauth_proxy.cli.service.asking import told_by
 from grok_oauth_proxy.cli.service.files import MARK, File
 from grok_oauth_proxy.cli.service.person import Person
 from grok_oauth_proxy.cli.service.places import Places
 from grok_oauth_proxy.errors import ProxyError
-from grok_oauth_proxy.moving.surroundings import without_keys
 from grok_oauth_proxy.settings import Settings
 
 LABEL: Final = "local.grok-oauth-proxy"
 _PLIST: Final = f"{LABEL}.plist"
-_PATIENCE: Final = 5.0
 _ENDS_WITHIN: Final = 100.0
 """Seconds; the agent gives an end 90 s."""
 _POLL: Final = 0.2
@@ -121,15 +119,4 @@ def wait_for_bootout(command: Sequence[str]) -> bool:
 
 
 def _ask(*arguments: str) -> str | None:
-    try:
-        told = subprocess.run(  # noqa: S603 - the system's own launchctl
-            ["launchctl", *arguments],  # noqa: S607
-            env=without_keys(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return told.stdout.decode("utf-8", "replace") if told.returncode == 0 else None
+    return told_by(["launchctl", *arguments])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 
+from grok_oauth_proxy.cli.service.asking import told_by
 from grok_oauth_proxy.cli.service.launchd import Launchd
 from grok_oauth_proxy.cli.service.managers import Manager
 from grok_oauth_proxy.cli.terminal import plain
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.moving.surroundings import service_environment
 
-_PATIENCE = 5.0
 _LAST = 4
 _MEANINGS = {"2": "exit code 2: a setting is wrong", "3": "exit code 3: it may not start like this"}
 
@@ -77,15 +76,4 @@ def last_lines(manager: Manager) -> list[str]:
     command = manager.log_command(_LAST, follow=False)
     if command[0] == "journalctl":
         command += ["-o", "cat", "-q", "--no-pager"]
-    try:
-        told = subprocess.run(  # noqa: S603 - the system's own tools
-            command,
-            env=service_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [plain(line) for line in told.stdout.decode("utf-8", "replace").splitlines()]
+    return [plain(line) for line in (told_by(command) or "").splitlines()]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,11 +16,11 @@ from typing import Final
 
 import click
 
+from grok_oauth_proxy.cli.service.asking import told_by
 from grok_oauth_proxy.cli.service.files import MARK, File
 from grok_oauth_proxy.cli.service.person import Person
 from grok_oauth_proxy.cli.service.places import Places
 from grok_oauth_proxy.errors import ProxyError
-from grok_oauth_proxy.moving.surroundings import service_environment
 from grok_oauth_proxy.settings import Settings
 
 SERVICE: Final = "grok-oauth-proxy.service"
@@ -31,7 +30,6 @@ _BOOTED: Final = Path("/run/systemd/system")
 """There when systemd runs as process 1 (sd_booted(3))."""
 _LINGERING: Final = Path("/var/lib/systemd/linger")
 _STATE: Final = re.compile(r"(#.*\n)*StateDirectory=.*\nStateDirectoryMode=.*\n")
-_PATIENCE: Final = 3.0
 _SHOWN: Final = (
     "LoadState,ActiveState,SubState,UnitFileState,MainPID,NRestarts,Result,ExecMainStatus,ExecStart,"
     "ActiveEnterTimestamp"
@@ -146,19 +144,7 @@ class Systemd:
         )
 
     def _ask(self, *arguments: str) -> str | None:
-        command = self._command(*arguments)
-        try:
-            told = subprocess.run(  # noqa: S603 - the system's own systemctl
-                command,
-                env=service_environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_PATIENCE,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return told.stdout.decode("utf-8", "replace") if told.returncode == 0 else None
+        return told_by(self._command(*arguments))
 
     def _command(self, *arguments: str) -> list[str]:
         return ["systemctl", *([] if self.for_system else ["--user"]), *arguments]
