@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.client
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -16,6 +19,8 @@ from tests.harness import PATIENCE, Home, Json, Proxy, provider_store, proxy_run
 from tests.sim.harness import Sim, client
 
 REQUESTS, STREAMS = 4, 1
+HASTE = 0.7
+"""Seconds of `PROXY_BODY_TIMEOUT`."""
 QUESTION: Json = {"model": "grok-4", "messages": [{"role": "user", "content": "x"}]}
 STREAMED: Json = QUESTION | {"stream": True}
 JSON = {"content-type": "application/json"}
@@ -40,12 +45,21 @@ def held(proxy: Proxy, question: Json = QUESTION) -> Iterator[httpx.Response]:
         yield answer
 
 
-def settled(proxy: Proxy) -> None:
-    """Nothing is open any more: a client's going takes a moment to be heard of."""
+def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while proxy.metric("proxy_requests_in_flight") > 1 or proxy.metric("proxy_streams_open"):
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def in_flight(proxy: Proxy) -> int:
+    """Requests besides the one that asks."""
+    return int(proxy.metric("proxy_requests_in_flight")) - 1
+
+
+def settled(proxy: Proxy) -> None:
+    """Nothing is open any more: a client's going takes a moment to be heard of."""
+    until(lambda: not in_flight(proxy) and not proxy.metric("proxy_streams_open"))
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str, str]:
@@ -116,20 +130,13 @@ def test_streams(narrow: Proxy, shared_sim: Sim) -> None:
 def test_a_stream_nobody_could_know_of(narrow: Proxy) -> None:
     """A body in chunks is not waited for: its stream counts once it begins, and is not cut."""
     settled(narrow)
-    with (
-        held(narrow, STREAMED),
-        client(narrow.url, timeout=PATIENCE) as http,
-        http.stream(
-            "POST",
-            "/v1/chat/completions",
-            content=in_two(narrow),
-            headers=JSON | {"x-sim": "chunk-delay=0.2;words=4"},
-        ) as answer,
-    ):
-        lines = answer.iter_lines()
-        next(lines)
-        assert narrow.metric("proxy_streams_open") == 2
-        assert "data: [DONE]" in list(lines)
+    with held(narrow, STREAMED), client(narrow.url, timeout=PATIENCE) as http:
+        in_chunks = functools.partial(http.stream, "POST", "/v1/chat/completions")
+        with in_chunks(content=in_two(narrow), headers=JSON | {"x-sim": "hang"}) as answer:
+            assert answer.status_code == 200
+            assert narrow.metric("proxy_streams_open") == 2
+        with in_chunks(content=in_two(narrow), headers=JSON) as answer:
+            assert "data: [DONE]" in list(answer.iter_lines())
     settled(narrow)
 
 
@@ -151,8 +158,7 @@ def test_slots_come_back(narrow: Proxy) -> None:
     with narrow.dial() as sock:
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         sock.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
-        while narrow.metric("proxy_requests_in_flight") < 2:
-            time.sleep(0.01)
+        until(lambda: in_flight(narrow) == 1)
     settled(narrow)
     with ExitStack() as stack:
         for question in [STREAMED] * STREAMS + [QUESTION] * (REQUESTS - STREAMS):
@@ -173,3 +179,92 @@ def test_unlimited(home: Home, own_sim: Sim) -> None:
         with connect(proxy.url.replace("http", "ws", 1) + "/v1/realtime", proxy=None) as talk:
             talk.recv(PATIENCE)
             assert proxy.metric("proxy_streams_open") == 4
+
+
+@contextmanager
+def unread(proxy: Proxy, request: bytes) -> Iterator[socket.socket]:
+    """A client that sends as much as it can, and takes nothing of the answer."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        host, _, port = proxy.url.removeprefix("http://").partition(":")
+        sock.connect((host, int(port)))
+        sock.settimeout(0.5)  # after which nobody takes any more
+        with suppress(TimeoutError):
+            sock.sendall(request)
+        sock.settimeout(PATIENCE)
+        yield sock
+
+
+def streamed_at_length() -> bytes:
+    text = json.dumps(STREAMED).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return f"{head}x-sim: words=200000;chunk-delay=0\r\ncontent-length: {len(text)}\r\n\r\n".encode() + text
+
+
+def echoed_at_length() -> bytes:
+    """A WebSocket, and frames of 200 KB, 80 MB in all, that the API sends back."""
+    head = "GET /v1/realtime HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    key = "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    size = 200_000
+    frame = b"\x82\xff" + size.to_bytes(8) + bytes(4) + bytes(size)
+    return (head + key).encode() + 400 * frame
+
+
+@pytest.fixture(scope="module")
+def hasty(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy for two requests, of which one is a stream, where it is soon too long to wait for a client."""
+    home = Home(tmp_path_factory.mktemp("hasty"))
+    home.write_store(provider_store(shared_sim.login()))
+    with proxy_running(
+        home, shared_sim, PROXY_MAX_REQUESTS=2, PROXY_MAX_STREAMS=1, PROXY_BODY_TIMEOUT=HASTE
+    ) as proxy:
+        yield proxy
+
+
+def until_let_in(ask: Callable[[], httpx.Response]) -> None:
+    """Ask until that is not refused, which it was at first."""
+    assert refusal(ask()) == FULL
+    deadline = time.monotonic() + PATIENCE
+    while (answer := ask()).status_code != 200:
+        assert refusal(answer) == FULL
+        assert time.monotonic() < deadline
+
+
+def test_slow_bodies_make_room(narrow: Proxy) -> None:
+    """Who sends a body a byte now and then is told to try again once others need the slot; nobody else is."""
+    settled(narrow)
+    head = b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
+    with ExitStack() as stack:
+        slow, other = (stack.enter_context(narrow.dial()) for _ in range(2))
+        slow.sendall(head)
+        until(lambda: in_flight(narrow) == 1)
+        other.sendall(head)
+        for _ in range(REQUESTS - 2):
+            stack.enter_context(held(narrow))
+        until(lambda: in_flight(narrow) == REQUESTS)
+        until_let_in(lambda: narrow.http.get("/v1/models"))
+        answer = http.client.HTTPResponse(slow)
+        answer.begin()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert json.loads(answer.read())["error"]["code"] == "overloaded"
+        other.sendall(b"0\r\n\r\n")
+        answer = http.client.HTTPResponse(other)
+        answer.begin()
+        assert answer.status == 200
+    settled(narrow)
+
+
+@pytest.mark.parametrize("request_", [streamed_at_length(), echoed_at_length()], ids=["stream", "websocket"])
+def test_answers_that_nobody_takes_make_room(hasty: Proxy, request_: bytes) -> None:
+    """A stream or WebSocket whose client takes nothing is cut once another needs its slot, and not before."""
+    settled(hasty)
+    with unread(hasty, request_) as sock:
+        until(lambda: hasty.metric("proxy_streams_open") == 1)
+        until_let_in(lambda: hasty.http.post("/v1/chat/completions", json=STREAMED))
+        text = b""
+        with suppress(ConnectionResetError):
+            while piece := sock.recv(1 << 20):
+                text += piece
+        assert text.startswith((b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 101 "))
+        assert not text.endswith(b"0\r\n\r\n")
+    settled(hasty)

@@ -143,6 +143,17 @@ def test_folder_of_others(home: Home, own_sim: Sim, path: Path, mode: int) -> No
     assert not path.exists()
 
 
+def test_folder_above_of_others(home: Home, own_sim: Sim, path: Path) -> None:
+    """Others could replace a folder on the way to it, too, unless its sticky bit keeps them from it."""
+    inner = path.parent / "inner"
+    inner.mkdir(mode=0o700)
+    path.parent.chmod(0o707)
+    assert f"others can write to {path.parent}," in refusal(home, own_sim, inner / "sock")
+    path.parent.chmod(0o1777)
+    with serving(home, own_sim, inner / "sock") as http:
+        assert http.get("/health").status_code == 200
+
+
 def test_something_else_there(home: Home, own_sim: Sim, path: Path) -> None:
     """A file in its place is not removed."""
     path.write_text("precious")

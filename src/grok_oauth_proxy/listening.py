@@ -130,7 +130,9 @@ def unix_socket(path: Path) -> Iterator[socket.socket]:
 
     One that nobody listens on any more is replaced. Raises `StartRefused`.
     """
-    _check_place(path)
+    check_place(path)
+    if path.exists() and _answers(path):
+        raise _refused(path, "another program listens there. End it, or choose another path.")
     # It gets its name when it listens, so that whoever finds it can connect.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -154,23 +156,33 @@ def unix_socket(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
 
 
-def _check_place(path: Path) -> None:
-    """Whether the socket may be made there: see `unix_socket`."""
+def check_place(path: Path) -> None:
+    """Whether a socket may be made there, as far as the file system tells; raises `StartRefused`."""
     try:
-        folder = path.parent.stat()
+        folders = [path.parent, *path.parent.resolve(strict=True).parents]
         found = path.lstat() if path.is_symlink() or path.exists() else None
+        open_ones = [folder for folder in folders if _is_open(folder, exactly=folder is folders[0])]
     except OSError as error:
         raise _refused(path, f"{error.strerror}: {path.parent}. Make the folder, with mode 0700.") from None
-    if folder.st_mode & _WRITABLE_BY_OTHERS or folder.st_uid not in (os.getuid(), 0):
+    if open_ones:
         raise _refused(
-            path, f"others can write to {path.parent}, and could replace it. Use a folder of your own."
+            path, f"others can write to {open_ones[0]}, and could replace it. Use a folder of your own."
         )
-    if found is None:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
+    if found is not None and not stat.S_ISSOCK(found.st_mode):
         raise _refused(path, "something else than a socket is there. Choose another path.")
-    if _answers(path):
-        raise _refused(path, "another program listens there. End it, or choose another path.")
+
+
+def _is_open(folder: Path, *, exactly: bool) -> bool:
+    """Whether others could put something of theirs in the place of what it holds.
+
+    Farther up a group that may write is mostly the user's own, and the sticky bit keeps what is there.
+    """
+    found = folder.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        return True
+    if exactly:
+        return bool(found.st_mode & _WRITABLE_BY_OTHERS)
+    return bool(found.st_mode & stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
 
 
 def _answers(path: Path) -> bool:

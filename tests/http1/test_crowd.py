@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import select
@@ -21,6 +22,7 @@ from tests.sim.harness import Sim
 
 GET = b"GET /v1/echo HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UPLOAD = b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n%b\r\n5\r\nhello\r\n"
+HANGING = b"GET /v1/echo HTTP/1.1\r\nHost: localhost\r\nX-Sim: hang\r\n\r\n"
 SLOW_HEAD, SLOW_BODY = 0.4, 0.8
 LARGEST = 100_000
 
@@ -164,13 +166,27 @@ def test_body_stalls(strict: Proxy, shared_sim: Sim) -> None:
 
 
 def test_body_comes_slowly(strict: Proxy) -> None:
-    """A body has its time between two of its bytes, however long it takes in all."""
+    """A body has its time for each KiB, however long it takes in all."""
     with dialled(strict, sent=UPLOAD % b"") as sock:
-        for _ in range(4):
-            time.sleep(SLOW_BODY / 2)  # the pace is what is tested
-            sock.sendall(b"5\r\nhello\r\n")
+        for _ in range(8):
+            time.sleep(SLOW_BODY / 4)  # the pace is what is tested
+            sock.sendall(b"200\r\n" + bytes(512) + b"\r\n")
         sock.sendall(b"0\r\n\r\n")
-        assert json.loads(answer(sock).read())["body_length"] == 25
+        assert json.loads(answer(sock).read())["body_length"] == 5 + 8 * 512
+
+
+@pytest.mark.parametrize("trickle", [b"1\r\nx\r\n", b"1;" + b"x" * 100], ids=["bytes", "extension"])
+def test_body_trickles(strict: Proxy, trickle: bytes) -> None:
+    """A body that comes byte by byte, or around which bytes come, gets no more time for that."""
+    with dialled(strict, sent=UPLOAD % b"") as sock:
+        began = time.monotonic()
+        for byte in itertools.cycle(trickle):
+            if not is_open(sock):
+                break
+            sock.sendall(bytes([byte]))
+            time.sleep(SLOW_BODY / 20)  # the pace is what is tested
+        assert answer(sock).status == 408
+        assert time.monotonic() - began < 3 * SLOW_BODY
 
 
 def test_client_waits_to_be_asked(strict: Proxy) -> None:
@@ -299,25 +315,46 @@ def test_requests_are_not_cut(small: Proxy, shared_sim: Sim) -> None:
 
     Both are counted and logged.
     """
+    aborted = shared_sim.counters()["aborted_requests"]
     with ExitStack() as stack:
-        at_work = [stack.enter_context(dialled(small, client, UPLOAD % b"")) for client in ["127.0.0.2"] * 4]
+        at_work = [stack.enter_context(dialled(small, client, HANGING)) for client in ["127.0.0.2"] * 4]
         wait_for_counter(shared_sim, "open_requests", at_least=4)
         for _ in range(100):  # more than are given an answer at a time
             with dialled(small, "127.0.0.2", GET) as fifth:
                 response = answer(fifth)
                 assert (response.status, response.headers["retry-after"]) == (429, "1")
-        at_work += [stack.enter_context(dialled(small, "127.0.0.3", UPLOAD % b"")) for _ in range(2)]
+        at_work += [stack.enter_context(dialled(small, "127.0.0.3", HANGING)) for _ in range(2)]
         wait_for_counter(shared_sim, "open_requests", at_least=6)
         with dialled(small, "127.0.0.4", GET) as seventh:
             response = answer(seventh)
             assert (response.status, response.headers["retry-after"]) == (503, "1")
             assert json.loads(response.read())["error"]["code"] == "too_many_connections"
-        for sock in at_work:
-            sock.sendall(b"0\r\n\r\n")
         assert [answer(sock).status for sock in at_work] == [200] * 6
+        assert shared_sim.counters()["aborted_requests"] == aborted
     small.err.wait_for('"status": 429.*"error": "too_many_connections"')
     with dialled(small, sent=b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:
         assert b'proxy_refused_total{reason="connections"} 101.0\n' in answer(sock).read()
+
+
+def test_dawdlers_make_room(small: Proxy, shared_sim: Sim) -> None:
+    """A body that comes a byte now and then loses its place, the slowest first, when nothing else is idle."""
+    with ExitStack() as stack:
+        slow = [
+            stack.enter_context(dialled(small, f"127.0.0.{2 + number % 2}", UPLOAD % b""))
+            for number in range(5)
+        ]
+        working = stack.enter_context(dialled(small, "127.0.0.3", HANGING))
+        wait_for_counter(shared_sim, "open_requests", at_least=6)
+        deadline = time.monotonic() + PATIENCE
+        statuses = set()
+        while 200 not in statuses:
+            assert time.monotonic() < deadline
+            with dialled(small, "127.0.0.4") as sock:
+                statuses.add(echo(sock))
+        assert statuses == {200, 503}
+        assert refusal(slow[0]) == (503, "overloaded")
+        assert all(is_open(sock) for sock in slow[1:])
+        assert answer(working).status == 200
 
 
 def test_sent_ahead(small: Proxy) -> None:

@@ -41,7 +41,7 @@ async def never(_message: object = None) -> Any:
 
 def request(body: bytes = b"") -> Exchange:
     client = SimpleNamespace(
-        framing=[(b"content-length", b"1")], take_body=lambda: body, wants_websocket=False
+        framing=[(b"content-length", b"1")], take_body=lambda: body, wants_websocket=False, dawdles=False
     )
     scope = {"method": "POST", "raw_path": b"/v1/x", "headers": [], "state": {"client": client}}
     return Exchange(scope, never, never, Clock(), keep=Keep(100))
@@ -65,7 +65,7 @@ async def test_limits_may_change() -> None:
     assert repr(admission) == "Admission(requests=4, streams=2, Limits(requests=0, streams=1))"
     for one in (*opened, plain, refused):
         admission.leave(one)
-    assert (admission.requests, admission.streams) == (0, 0)
+    assert repr(admission).startswith("Admission(requests=0, streams=0, ")
     changes = [event.change for event in heard if isinstance(event, StreamCounted)]
     assert changes == [1, 1, -1, -1]
     assert [event.reason for event in heard if isinstance(event, RequestRefused)] == ["requests", "streams"]

@@ -22,6 +22,7 @@ import trustme
 
 from grok_oauth_proxy.egress import tls_context
 from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.flow import FlowControl
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import Request, UpstreamFailure
 from tests.proxy.api import OK, SWITCHING, WHOLE, Api, Script, each, get, outcome, post, rounds, whole
@@ -96,7 +97,7 @@ async def test_tls_end_of_a_tunnel(api: Api, goodbye: bool) -> None:
     """Over TLS a tunnel ends in order only if the API said goodbye; what came before arrives either way."""
     near, far = socket.socketpair()
     async with api.serving(says_last(SWITCHING + b"last", goodbye=goodbye), certified(api)):
-        upstream, before = api.upstream(), asyncio.Protocol()
+        upstream, before = api.upstream(), FlowControl()
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: before, near)
         client = End(transport, before, b"", ClientGone(), full=False)
         answer = await upstream.send(get()._replace(upgrade=True))

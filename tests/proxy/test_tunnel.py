@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from grok_oauth_proxy.proxy.body import ClientGone
+from grok_oauth_proxy.proxy.flow import FlowControl
 from grok_oauth_proxy.proxy.tunnel import End, Tunnel
 from grok_oauth_proxy.proxy.upstream import UpstreamFailure
 from tests.harness import PATIENCE
@@ -23,15 +24,11 @@ BOUND = 10_000_000
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Before(asyncio.Protocol):
+class Before(FlowControl):
     """Has a connection until it becomes one end of a tunnel."""
 
     def __init__(self) -> None:
-        self.full = False
         self.lost = asyncio.Event()
-
-    def pause_writing(self) -> None:
-        self.full = True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.lost.set()

@@ -28,6 +28,8 @@ _LINGER: Final = 1.0
 _LONGEST_LINGER: Final = 30.0
 _LOOK: Final = 0.25
 """Seconds between two looks at a connection that is not read, because the upload it carries has stalled."""
+_PIECE: Final = 1024
+"""Bytes of a body that count as progress: with a byte now and then it would last for ever."""
 _TOO_SLOW: Final = partial(
     ClientError,
     "The request did not come in time. Send it again; PROXY_HEAD_TIMEOUT and PROXY_BODY_TIMEOUT set how long "
@@ -55,6 +57,7 @@ class Caller(FlowControl):
         "_no_room",
         "_observer",
         "_paused",
+        "_progress",
         "_ready",
         "_scheme",
         "_server",
@@ -94,6 +97,8 @@ class Caller(FlowControl):
         self._ready = self._deaf = self._paused = False
         self._thrown_away = 0
         self._unsent = math.inf
+        self._progress = 0
+        """Bytes of a body that came since the last piece was complete."""
         self._looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -138,6 +143,17 @@ class Caller(FlowControl):
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._exchange is not None and self.line is None:
+            self._crowd.stand(self, self._crowd.takers)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.line is self._crowd.takers:
+            self._crowd.proceed(self)
+            self._note_wait()
 
     def close(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -193,6 +209,22 @@ class Caller(FlowControl):
         if self._transport is not None:
             self._transport.close()
 
+    @property
+    def dawdles(self) -> bool:
+        """The request that is being answered waits for its client, and has done so for long enough."""
+        return self._crowd.dawdles(self)
+
+    def make_way(self, error: ProxyError) -> None:
+        self._observer(RequestRefused("connections"))
+        if self._exchange is not None:
+            self._exchange.turn_out(error)
+
+    def turn_out(self, error: ProxyError) -> None:
+        """Answer the request in flight, of whose answer nothing has been sent, with this error."""
+        if self._exchange is not None:
+            self._exchange.abandon()
+        self._turn_away(error)
+
     def overdue(self, line: Line) -> None:
         if self._transport is None:
             return
@@ -216,7 +248,13 @@ class Caller(FlowControl):
         if self._exchange is None:
             if self.line is self._crowd.idle:
                 self._crowd.stand(self, self._crowd.heads)
-        elif self._incoming is not None and self._incoming.awaited and not self._paused:
+        elif (
+            self._incoming is not None
+            and self._incoming.awaited
+            and not self._paused
+            and (self.line is not self._crowd.bodies or self._progress >= _PIECE)
+        ):
+            self._progress = 0
             self._crowd.stand(self, self._crowd.bodies)
 
     def ask_for_body(self, invitation: bytes) -> None:

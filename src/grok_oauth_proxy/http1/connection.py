@@ -239,6 +239,7 @@ class Connection(Caller):
         self._overhead = 0
         self._body_left -= len(body)
         self._to_come -= len(body)
+        self._progress += len(body)
         if self._body_left < 0:
             raise _BODY_TOO_LARGE()  # noqa: RSE102 - it is no class
         if self._incoming is not None and self._incoming.feed(body):
@@ -249,6 +250,8 @@ class Connection(Caller):
         if self._incoming is not None and not self._body_after_upgrade:
             if self.line is self._crowd.bodies:
                 self._crowd.proceed(self)
+                if self.full:
+                    self._crowd.stand(self, self._crowd.takers)
             self._at_start = True
             self._incoming.end_body()
 

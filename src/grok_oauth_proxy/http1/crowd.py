@@ -1,8 +1,9 @@
 """The book of a process's connections: how many there are, which of them wait, for what, and since when.
 
-Law: a connection with a request in flight is never closed to make room. One that waits is, the longest first,
-so that a flood of connections that ask for nothing makes room for itself. What waits stands in lines, each of
-one patience, in the order of coming: only the front of a line is looked at, and one timer serves them all.
+Law: a connection that waits is closed to make room, the longest first, so that a flood of connections that
+ask for nothing makes room for itself. One with a request in flight is turned out only if its client dawdles,
+and nothing else is to be had. What waits stands in lines, each of one patience, in the order of coming: only
+the front of a line is looked at, and one timer serves them all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _REFUSED_AT_ONCE: Final = 64
 """Connections beyond the limit that are given an answer at a time; the oldest of more is just closed."""
 _LOOKED_AT: Final = 16
 """How many are looked at, one after the other, for one that can be closed."""
+_DAWDLING: Final = 1.0
+"""Seconds for the next piece of a body (see `Connection`), after which others need not wait for it."""
 _AT_ONCE: Final = 64
 """How many run out of time in one step of the event loop, so that open answers do not wait for all."""
 
@@ -30,7 +33,8 @@ _AT_ONCE: Final = 64
 class Bounds:
     """Seconds, bytes and connections; `per_client` and `body_size` of 0 are none.
 
-    `head`: from its first byte to its end. `body_stall`: without a byte of a body that is waited for.
+    `head`: from its first byte to its end. `body_stall`: without progress of a body that is waited for, and
+    without any of an answer, after which its client dawdles.
     """
 
     connections: int = 10_000
@@ -64,6 +68,9 @@ class Member(Protocol):
     def removable(self) -> bool:
         """Nothing has come that is still to be read, and nothing is still to be sent."""
 
+    def make_way(self, error: ProxyError) -> None:
+        """End its request, which is in flight, with this error: its place is wanted."""
+
     def overdue(self, line: Line) -> None:
         """It has stood in `line` for too long, and does so no more."""
 
@@ -74,12 +81,12 @@ class Member(Protocol):
 class Line:
     """What waits for one thing, and since when; `patience`: for how many seconds at most.
 
-    `in_flight`: a request is, so that they are not closed to make room.
+    `grace`: seconds after which it dawdles, where a request is in flight; None: there is none.
     """
 
-    def __init__(self, patience: float, *, in_flight: bool = False) -> None:
+    def __init__(self, patience: float, *, grace: float | None = None) -> None:
         self.patience = patience
-        self.in_flight = in_flight
+        self.grace = grace
         self.since: OrderedDict[Member, float] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -111,9 +118,11 @@ class Crowd:
         """The last answer was given; it goes out, and what still comes is thrown away."""
         self.refused = Line(_REFUSED)
         """There was no room for it, which it is told."""
-        self.bodies = Line(bounds.body_stall, in_flight=True)
+        self.bodies = Line(bounds.body_stall, grace=_DAWDLING)
         """More of a body is waited for."""
-        self._lines = (self.idle, self.heads, self.leaving, self.refused, self.bodies)
+        self.takers = Line(math.inf, grace=bounds.body_stall)
+        """An answer is not taken. It may stay so: somebody may be reading it."""
+        self._lines = (self.idle, self.heads, self.leaving, self.refused, self.bodies, self.takers)
         self._count = 0
         self._parties: dict[str, Party] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -174,12 +183,22 @@ class Crowd:
                 if line.since
             ]
             if not fronts:
-                return False
+                return self._turn_out()
             member, _, line = min(fronts, key=lambda front: front[1])
             if member.removable:
                 self._remove(member)
                 return True
             line.since.move_to_end(member)
+        return False
+
+    def _turn_out(self) -> bool:
+        """Tell one that dawdles that it has to go; False when none does."""
+        for line in (self.bodies, self.takers):
+            member = next(iter(line.since), None)
+            if member is not None and self.dawdles(member):
+                self.leave(member)
+                member.make_way(self._refuse(member, NoRoom(_TOO_SLOW, code="overloaded", retry_after=1)))
+                return True
         return False
 
     def _make_room_of(self, party: Party) -> bool:
@@ -206,10 +225,17 @@ class Crowd:
         member.line = line
         if member.party is not None:
             member.party.waiting.pop(member, None)
-            if not line.in_flight:
+            if line.grace is None:
                 member.party.waiting[member] = None
         if now + line.patience < self._due:
             self._look_at(now + line.patience)
+
+    def dawdles(self, member: Member) -> bool:
+        """Its request is in flight, and has waited for its client for long enough."""
+        line = member.line
+        if line is None or line.grace is None:
+            return False
+        return self._loop.time() >= line.since[member] + line.grace
 
     def proceed(self, member: Member) -> None:
         """It waits no more."""
@@ -244,6 +270,10 @@ class Crowd:
 _ALL: Final = (
     "The proxy has as many connections as it may have, and all are at work. Try again in a moment, or raise "
     "PROXY_MAX_CONNECTIONS."
+)
+_TOO_SLOW: Final = (
+    "The proxy has as many connections as it may have, and this request came so slowly that another took its "
+    "place. Send it again, or raise PROXY_MAX_CONNECTIONS."
 )
 _ALL_OF_YOURS: Final = (
     "You have as many connections as one client may have, and all are at work. Use them again, or raise "

@@ -13,6 +13,7 @@ from typing import Final, Literal, Protocol
 
 from grok_oauth_proxy.asgi import Application, Message, Scope
 from grok_oauth_proxy.bugs import log_bug
+from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.proxy.headers import Headers, header
 from grok_oauth_proxy.proxy.tunnel import End
 
@@ -35,6 +36,9 @@ class Wire(Protocol):
     full: bool
     draining: bool
 
+    @property
+    def dawdles(self) -> bool: ...
+    def turn_out(self, error: ProxyError) -> None: ...
     def write(self, data: bytes) -> None: ...
     def resume_reading(self) -> None: ...
     def ask_for_body(self, invitation: bytes) -> None: ...
@@ -128,6 +132,18 @@ class Exchange:
         """Somebody else has answered: what works on it is stopped."""
         self.leave()
         self.answered = True
+
+    @property
+    def dawdles(self) -> bool:
+        """The client has kept this request, which is being answered, waiting for too long."""
+        return self._wire.dawdles
+
+    def turn_out(self, error: ProxyError) -> None:
+        """End it because others need its place: with this error, or cut if an answer has begun."""
+        if not self.started:
+            self._wire.turn_out(error)
+        elif self.task is not None:
+            self.task.cancel()
 
     def _wake(self) -> None:
         self._news = True

@@ -115,10 +115,9 @@ def configure_logging(level: str, form: Literal["text", "json"] = "text") -> Non
     _lines.write_as(form)
     root = logging.getLogger()
     root.handlers[:] = [_lines]
-    root.setLevel(logging.WARNING)
     logger.setLevel(level.upper())
-    for name in ("httpx", "httpcore", "h11", "asyncio", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("root", "httpx", "httpcore", "h11", "asyncio", "filelock"):
+        logging.getLogger(name).setLevel(max(logger.level, logging.WARNING))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -1,13 +1,16 @@
 """How many requests are answered at once, so that overload is refused and not suffered.
 
 Law: what is refused has cost the API nothing: no token was fetched and nothing was sent. Every slot is given
-back, however the request ends. What was admitted is never cut for a limit.
+back, however the request ends. What was admitted is never cut for a limit, unless its client dawdles: it
+keeps a slot that others need while it sends or takes next to nothing.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final
 
 from grok_oauth_proxy.clock import Clock
@@ -44,46 +47,48 @@ class Admission:
 
     def __init__(self, limits: Limits, observer: Observer, clock: Clock) -> None:
         self.limits = limits
-        self.requests = 0
         self.streams = 0
+        self._open: dict[Exchange, None] = {}
+        """Those with a slot, in the order of coming."""
         self._observer = observer
         self._clock = clock
 
     def __repr__(self) -> str:
-        return f"Admission(requests={self.requests}, streams={self.streams}, {self.limits})"
+        return f"Admission(requests={len(self._open)}, streams={self.streams}, {self.limits})"
 
     async def enter(self, exchange: Exchange) -> None:
         """Give the request a slot, to be given back by `leave`.
 
         Raises `Overloaded` and `KeyLimited`, and `ClientGone` while the body is waited for.
         """
-        if 0 < self.limits.requests <= self.requests:
-            raise self._refusal("requests", "requests", "PROXY_MAX_REQUESTS")
+        if 0 < self.limits.requests <= len(self._open):
+            self._make_room("requests", "PROXY_MAX_REQUESTS", self._open)
         if exchange.guest is not None:
             self._take(exchange.guest)
-        self.requests += 1
-        exchange.admitted = True
+        self._open[exchange] = None
         if not exchange.body.ended and exchange.announces(_AWAITED) and _is_json(exchange.headers):
             # Many clients send the head and the body each by itself.
             await exchange.body.arrive()
         if _tells_of_stream(exchange):
             if self.streams >= self.limits.streams > 0:
-                raise self._refusal("streams", "streams", "PROXY_MAX_STREAMS")
+                streams = (other for other in self._open if other.is_stream)
+                self._make_room("streams", "PROXY_MAX_STREAMS", streams)
             self._count_stream(exchange)
 
     def note_answer(self, exchange: Exchange, headers: Headers) -> None:
         """The head of an answer has come: it may be a stream that nobody could know of."""
-        if not exchange.is_stream:
+        if not exchange.is_stream and exchange in self._open:
             kind = header(headers, b"content-type")
             if kind is not None and kind[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM:
                 self._count_stream(exchange)
 
     def leave(self, exchange: Exchange) -> None:
         """The request has ended, or was refused."""
-        if exchange.admitted:
-            self.requests -= 1
-            if exchange.guest is not None:
-                exchange.guest.give_back()
+        if exchange not in self._open:
+            return
+        del self._open[exchange]
+        if exchange.guest is not None:
+            exchange.guest.give_back()
         if exchange.is_stream:
             self.streams -= 1
             self._observer(StreamCounted(-1))
@@ -100,12 +105,21 @@ class Admission:
         self.streams += 1
         self._observer(StreamCounted(1))
 
-    def _refusal(self, reason: str, what: str, setting: str) -> Overloaded:
-        self._observer(RequestRefused(reason))
-        return Overloaded(
-            f"The proxy is answering as many {what} as it may. Try again in a moment, or raise {setting}.",
-            code="overloaded",
-            retry_after=1,
+    def _make_room(self, what: str, setting: str, among: Iterable[Exchange]) -> None:
+        """Turn out one whose client dawdles; raises `Overloaded` when none does."""
+        self._observer(RequestRefused(what))
+        slow = next((exchange for exchange in among if exchange.client.dawdles), None)
+        overloaded = partial(Overloaded, code="overloaded", retry_after=1)
+        if slow is None:
+            raise overloaded(
+                f"The proxy is answering as many {what} as it may. Try again in a moment, or raise {setting}."
+            )
+        self.leave(slow)
+        slow.client.turn_out(
+            overloaded(
+                f"The proxy is answering as many {what} as it may, and this one came so slowly that another "
+                f"took its place. Send it again, or raise {setting}."
+            )
         )
 
 

@@ -10,12 +10,14 @@ import asyncio
 import select
 from typing import Final
 
+from grok_oauth_proxy.proxy.flow import FlowControl
+
 _LOOK: Final = 0.25
 """Seconds between two looks at a side that is not read."""
 
 
 class End(asyncio.Protocol):
-    """One of the two connections; `before` had it until now, and hears when it is lost.
+    """One of the two connections; `before` had it until now, and hears when it is full and when it is lost.
 
     `early`: what came on it and waits. `broken`: what it means if it ends without order. `full`: it takes no
     more for now. `ended`: its end has come already, in order.
@@ -24,7 +26,7 @@ class End(asyncio.Protocol):
     def __init__(
         self,
         transport: asyncio.Transport,
-        before: asyncio.Protocol,
+        before: FlowControl,
         early: bytes,
         broken: Exception,
         *,
@@ -90,10 +92,12 @@ class End(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.full = True
+        self._before.pause_writing()
         self._other.regulate()
 
     def resume_writing(self) -> None:
         self.full = False
+        self._before.resume_writing()
         self._tunnel.note_life()
         self._other.regulate()
 

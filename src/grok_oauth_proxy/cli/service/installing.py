@@ -18,6 +18,7 @@ from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twi
 from grok_oauth_proxy.cli.service.person import is_root, living_as
 from grok_oauth_proxy.cli.service.places import Places, find_places, hidden
 from grok_oauth_proxy.errors import ProxyError
+from grok_oauth_proxy.listening import check_place
 from grok_oauth_proxy.moving.surroundings import service_environment
 from grok_oauth_proxy.settings import Settings, load_settings
 
@@ -30,6 +31,8 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     with living_as(manager.person):
         settings = load_settings()
         places = find_places(settings)
+        if socket and settings.proxy_uds:  # it is not this person who makes it, if the unit is the system's
+            check_place(settings.proxy_uds.absolute())
         carried = to_carry(places.settings_file)
     written = manager.files(places, settings, socket=socket)
     if not dry_run:
