@@ -256,6 +256,20 @@ def test_path_that_would_be_another_line(home: Home, name: str) -> None:
     assert ended.stdout == ""
 
 
+def test_socket_that_others_could_replace(home: Home) -> None:
+    """Where the socket would lie is looked at as the proxy itself would; what is refused is not installed."""
+    theirs = home.path / "theirs"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    env = managed(home, "systemctl", PROXY_UDS=str(theirs / "sock"), PROXY_TCP="false")
+    ended = run(env, "service", "install", "--socket")
+    assert ended.returncode == 3
+    assert f"others can write to {theirs}" in ended.stderr
+    assert not (home.path / UNIT).exists()
+    env["PROXY_UDS"] = str(home.path / ".local/state/grok-oauth-proxy/sock")  # its folder is made on the way
+    assert run(env, "service", "install", "--socket").returncode == 0
+
+
 def test_beside_a_proxy(home: Home, shared_sim: Sim) -> None:
     """While a proxy runs by hand the service would get another port, so it is refused with its address."""
     home.write_store(provider_store(shared_sim.login()))

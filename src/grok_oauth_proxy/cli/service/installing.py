@@ -31,8 +31,6 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     with living_as(manager.person):
         settings = load_settings()
         places = find_places(settings)
-        if socket and settings.proxy_uds:  # it is not this person who makes it, if the unit is the system's
-            check_place(settings.proxy_uds.absolute())
         carried = to_carry(places.settings_file)
     written = manager.files(places, settings, socket=socket)
     if not dry_run:
@@ -45,6 +43,8 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
         return
     with living_as(manager.person):
         _make_folder(places)
+        if socket and settings.proxy_uds:  # systemd makes it, as root if the unit is the system's
+            check_place(settings.proxy_uds.absolute())
         carry(places.settings_file, carried)
     stale = [path for path in manager.paths if path.exists() and path not in [file.path for file in written]]
     if stale:
