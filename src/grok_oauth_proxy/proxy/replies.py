@@ -41,9 +41,18 @@ _WAY_OUT: Final = {
 }
 
 
+_ID_LENGTH: Final = 24
+_IDS_AT_ONCE: Final = 256
+"""Asking the system for chance takes a twentieth of a request's time, for one as for many."""
+_request_ids: list[str] = []
+
+
 def new_request_id() -> str:
     """Names a request: 96 bits that nobody can guess, in no order."""
-    return f"req_{os.urandom(12).hex()}"
+    if not _request_ids:
+        digits = os.urandom(_IDS_AT_ONCE * _ID_LENGTH // 2).hex()
+        _request_ids.extend(f"req_{digits[at : at + _ID_LENGTH]}" for at in range(0, len(digits), _ID_LENGTH))
+    return _request_ids.pop()
 
 
 def error_body(error: ProxyError) -> bytes:
