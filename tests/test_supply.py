@@ -109,4 +109,4 @@ def licence(name: str) -> str:
     classifiers = [
         text.rpartition(" :: ")[2] for text in told.get_all("Classifier", []) if "License ::" in text
     ]
-    return str(told["License-Expression"] or told["License"] or ", ".join(classifiers))
+    return str(told.get("License-Expression") or told.get("License") or ", ".join(classifiers))
