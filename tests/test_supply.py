@@ -109,4 +109,5 @@ def licence(name: str) -> str:
     classifiers = [
         text.rpartition(" :: ")[2] for text in told.get_all("Classifier", []) if "License ::" in text
     ]
-    return str(told.get("License-Expression") or told.get("License") or ", ".join(classifiers))
+    fields = [told[field] for field in ("License-Expression", "License") if field in told]
+    return next(filter(None, fields), ", ".join(classifiers))
