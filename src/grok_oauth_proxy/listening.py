@@ -162,6 +162,7 @@ def check_place(path: Path) -> None:
         folders = [path.parent, *path.parent.resolve(strict=True).parents]
         found = path.lstat() if path.is_symlink() or path.exists() else None
         open_ones = [folder for folder in folders if _is_open(folder, exactly=folder is folders[0])]
+        open_ones += [folder for folder in path.parents if folder.lstat().st_uid not in (os.geteuid(), 0)]
     except OSError as error:
         raise _refused(path, f"{error.strerror}: {path.parent}. Make the folder, with mode 0700.") from None
     if open_ones:

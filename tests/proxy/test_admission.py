@@ -62,7 +62,7 @@ async def test_limits_may_change() -> None:
     await admission.enter(plain := request())
     with pytest.raises(ProxyError, match="PROXY_MAX_STREAMS"):
         await admission.enter(refused := request(b'{"stream":true}'))
-    assert repr(admission) == "Admission(requests=4, streams=2, Limits(requests=0, streams=1))"
+    assert repr(admission) == "Admission(requests=3, streams=2, Limits(requests=0, streams=1))"
     for one in (*opened, plain, refused):
         admission.leave(one)
     assert repr(admission).startswith("Admission(requests=0, streams=0, ")

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from grok_oauth_proxy.errors import ClientError, ProxyError
 from grok_oauth_proxy.events import Observer, RequestFinished, RequestRefused, RequestStarted
 from grok_oauth_proxy.http1.crowd import Crowd, Line, Party
-from grok_oauth_proxy.http1.ends import has_hung_up, has_unread, reset_connection
+from grok_oauth_proxy.http1.ends import has_hung_up, has_unread, reset_connection, unsent
 from grok_oauth_proxy.http1.exchange import STATUS_LINES, Exchange
 from grok_oauth_proxy.http1.tls import ServerTls
 from grok_oauth_proxy.proxy.flow import FlowControl
@@ -146,14 +146,11 @@ class Caller(FlowControl):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._exchange is not None and self.line is None:
-            self._crowd.stand(self, self._crowd.takers)
+        self._note_wait()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.line is self._crowd.takers:
-            self._crowd.proceed(self)
-            self._note_wait()
+        self._note_wait()
 
     def close(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -179,8 +176,7 @@ class Caller(FlowControl):
         if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-            if self.line is self._crowd.bodies:
-                self._crowd.proceed(self)
+            self._note_wait()
             if self._looking is None:
                 self._looking = self.loop.call_later(_LOOK, self._look)
 
@@ -211,19 +207,26 @@ class Caller(FlowControl):
 
     @property
     def dawdles(self) -> bool:
-        """The request that is being answered waits for its client, and has done so for long enough."""
-        return self._crowd.dawdles(self)
+        if self._transport is None or not self._crowd.is_past_grace(self):
+            return False
+        if self.line is self._crowd.bodies:
+            # More has come and was not read: it is this process that stood still.
+            return not has_unread(self._transport)
+        before, self._unsent = self._unsent, unsent(self._transport)
+        if before - self._unsent < _PIECE:
+            return True
+        self._crowd.stand(self, self._crowd.takers)
+        return False
+
+    def is_kept_waiting_by(self, exchange: Exchange) -> bool:
+        """Whether this is the request that is being answered, and its client dawdles."""
+        return exchange is self._exchange and self.dawdles
 
     def make_way(self, error: ProxyError) -> None:
+        self._deaf = True
         self._observer(RequestRefused("connections"))
         if self._exchange is not None:
             self._exchange.turn_out(error)
-
-    def turn_out(self, error: ProxyError) -> None:
-        """Answer the request in flight, of whose answer nothing has been sent, with this error."""
-        if self._exchange is not None:
-            self._exchange.abandon()
-        self._turn_away(error)
 
     def overdue(self, line: Line) -> None:
         if self._transport is None:
@@ -242,20 +245,18 @@ class Caller(FlowControl):
             self._transport.abort()
 
     def _note_wait(self) -> None:
-        """Some of a request has come, or may come now: what is waited for?"""
-        if self._deaf:
+        """What is waited for, now that something about it has changed, while a request is in flight."""
+        if self._deaf or self._exchange is None:
             return
-        if self._exchange is None:
-            if self.line is self._crowd.idle:
-                self._crowd.stand(self, self._crowd.heads)
-        elif (
-            self._incoming is not None
-            and self._incoming.awaited
-            and not self._paused
-            and (self.line is not self._crowd.bodies or self._progress >= _PIECE)
-        ):
-            self._progress = 0
-            self._crowd.stand(self, self._crowd.bodies)
+        if self._incoming is not None and self._incoming.awaited and not self._paused:
+            if self.line is not self._crowd.bodies or self._progress >= _PIECE:
+                self._progress = 0
+                self._crowd.stand(self, self._crowd.bodies)
+        elif not self.full:
+            self._crowd.proceed(self)
+        elif self.line is not self._crowd.takers and self._transport is not None:
+            self._unsent = unsent(self._transport)
+            self._crowd.stand(self, self._crowd.takers)
 
     def ask_for_body(self, invitation: bytes) -> None:
         """The client waits to be asked."""

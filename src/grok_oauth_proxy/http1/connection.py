@@ -114,7 +114,10 @@ class Connection(Caller):
             self._parse(self._begun(self._unparsed + data))
         else:
             self._parse(data)
-        if self._exchange is None or not (self._incoming and self._incoming.whole):
+        if self._exchange is None:
+            if self.line is self._crowd.idle and not self._deaf:
+                self._crowd.stand(self, self._crowd.heads)
+        elif not (self._incoming and self._incoming.whole):
             self._note_wait()
 
     def _take_in_steps(self, data: bytes) -> None:
@@ -248,18 +251,19 @@ class Connection(Caller):
     def on_message_complete(self) -> None:
         self._overhead = 0
         if self._incoming is not None and not self._body_after_upgrade:
-            if self.line is self._crowd.bodies:
-                self._crowd.proceed(self)
-                if self.full:
-                    self._crowd.stand(self, self._crowd.takers)
             self._at_start = True
             self._incoming.end_body()
+            if self.line is self._crowd.bodies:
+                self._note_wait()
 
     # Answering.
 
     def _start(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._crowd.proceed(self)
+        if self.full:
+            self._note_wait()
+        else:
+            self._crowd.proceed(self)
         self._server.total_requests += 1
         # The server, when it ends, waits for what is in its set.
         exchange.task = self.loop.create_task(exchange.run(self._app, self._server.tasks), name="request")

@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 from grok_oauth_proxy.errors import ProxyError
@@ -67,6 +68,10 @@ class Member(Protocol):
     @property
     def removable(self) -> bool:
         """Nothing has come that is still to be read, and nothing is still to be sent."""
+
+    @property
+    def dawdles(self) -> bool:
+        """Its request is in flight, and waits for a client that sends or takes next to nothing."""
 
     def make_way(self, error: ProxyError) -> None:
         """End its request, which is in flight, with this error: its place is wanted."""
@@ -189,16 +194,16 @@ class Crowd:
                 self._remove(member)
                 return True
             line.since.move_to_end(member)
-        return False
+        return self._turn_out()
 
     def _turn_out(self) -> bool:
         """Tell one that dawdles that it has to go; False when none does."""
         for line in (self.bodies, self.takers):
-            member = next(iter(line.since), None)
-            if member is not None and self.dawdles(member):
-                self.leave(member)
-                member.make_way(self._refuse(member, NoRoom(_TOO_SLOW, code="overloaded", retry_after=1)))
-                return True
+            for member in [*islice(line.since, _LOOKED_AT)]:
+                if member.dawdles:
+                    self.leave(member)
+                    member.make_way(self._refuse(member, NoRoom(_TOO_SLOW, code="overloaded", retry_after=1)))
+                    return True
         return False
 
     def _make_room_of(self, party: Party) -> bool:
@@ -230,8 +235,8 @@ class Crowd:
         if now + line.patience < self._due:
             self._look_at(now + line.patience)
 
-    def dawdles(self, member: Member) -> bool:
-        """Its request is in flight, and has waited for its client for long enough."""
+    def is_past_grace(self, member: Member) -> bool:
+        """Its request is in flight, and has stood in its line for too long to be let alone."""
         line = member.line
         if line is None or line.grace is None:
             return False

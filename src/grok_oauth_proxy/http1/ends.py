@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
 import socket
 import struct
+import termios
 from typing import Final
 
 # Closed by the other side. Where poll does not tell it (macOS), only a reset is seen.
@@ -25,6 +27,16 @@ def has_unread(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | _HUNG_UP)
     return any(events == select.POLLIN for _, events in poll.poll(0))
+
+
+def unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the other side has not taken yet: those here, and the system's where it tells (tcp(7))."""
+    number = transport.get_extra_info("socket").fileno()
+    try:
+        (queued,) = struct.unpack("i", fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        queued = 0
+    return int(queued) + transport.get_write_buffer_size()
 
 
 def reset_connection(transport: asyncio.Transport) -> None:

@@ -36,9 +36,7 @@ class Wire(Protocol):
     full: bool
     draining: bool
 
-    @property
-    def dawdles(self) -> bool: ...
-    def turn_out(self, error: ProxyError) -> None: ...
+    def is_kept_waiting_by(self, exchange: Exchange) -> bool: ...
     def write(self, data: bytes) -> None: ...
     def resume_reading(self) -> None: ...
     def ask_for_body(self, invitation: bytes) -> None: ...
@@ -62,6 +60,8 @@ class Exchange:
     """All of the request has come."""
     gone = False
     """The client has gone."""
+    turned_out: ProxyError | None = None
+    """Why it is stopped, though the client is there."""
     task: asyncio.Task[None] | None = None
     """What gives the answer, once it is this request's turn."""
     _news = False
@@ -136,13 +136,12 @@ class Exchange:
     @property
     def dawdles(self) -> bool:
         """The client has kept this request, which is being answered, waiting for too long."""
-        return self._wire.dawdles
+        return self._wire.is_kept_waiting_by(self)
 
     def turn_out(self, error: ProxyError) -> None:
-        """End it because others need its place: with this error, or cut if an answer has begun."""
-        if not self.started:
-            self._wire.turn_out(error)
-        elif self.task is not None:
+        """Others need its place: whoever works on it is stopped, and is to answer with this error."""
+        self.turned_out = error
+        if self.task is not None:
             self.task.cancel()
 
     def _wake(self) -> None:

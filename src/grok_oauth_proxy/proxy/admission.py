@@ -8,10 +8,8 @@ keeps a slot that others need while it sends or takes next to nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.errors import ProxyError
@@ -61,18 +59,17 @@ class Admission:
 
         Raises `Overloaded` and `KeyLimited`, and `ClientGone` while the body is waited for.
         """
-        if 0 < self.limits.requests <= len(self._open):
-            self._make_room("requests", "PROXY_MAX_REQUESTS", self._open)
         if exchange.guest is not None:
             self._take(exchange.guest)
         self._open[exchange] = None
+        if 0 < self.limits.requests < len(self._open):
+            self._make_room(exchange, "requests", len(self._open) - self.limits.requests)
         if not exchange.body.ended and exchange.announces(_AWAITED) and _is_json(exchange.headers):
             # Many clients send the head and the body each by itself.
             await exchange.body.arrive()
         if _tells_of_stream(exchange):
             if self.streams >= self.limits.streams > 0:
-                streams = (other for other in self._open if other.is_stream)
-                self._make_room("streams", "PROXY_MAX_STREAMS", streams)
+                self._make_room(exchange, "streams", self.streams - self.limits.streams + 1)
             self._count_stream(exchange)
 
     def note_answer(self, exchange: Exchange, headers: Headers) -> None:
@@ -105,22 +102,28 @@ class Admission:
         self.streams += 1
         self._observer(StreamCounted(1))
 
-    def _make_room(self, what: str, setting: str, among: Iterable[Exchange]) -> None:
-        """Turn out one whose client dawdles; raises `Overloaded` when none does."""
-        self._observer(RequestRefused(what))
-        slow = next((exchange for exchange in among if exchange.client.dawdles), None)
-        overloaded = partial(Overloaded, code="overloaded", retry_after=1)
-        if slow is None:
-            raise overloaded(
-                f"The proxy is answering as many {what} as it may. Try again in a moment, or raise {setting}."
+    def _make_room(self, newcomer: Exchange, what: Literal["requests", "streams"], excess: int) -> None:
+        """Turn out as many as there are too many, if their clients dawdle; raises `Overloaded` if not."""
+        setting = f"PROXY_MAX_{what.upper()}"
+        for _ in range(excess):
+            self._observer(RequestRefused(what))
+            candidates = (one for one in self._open if one.is_stream or what == "requests")
+            slow = next((one for one in candidates if one is not newcomer and one.client.dawdles), None)
+            if slow is None:
+                self.leave(newcomer)
+                if newcomer.guest is not None:
+                    newcomer.guest.forgive()
+                raise _overloaded(what, f"Try again in a moment, or raise {setting}.")
+            self.leave(slow)
+            remedy = (
+                f"This one came so slowly that another took its place. Send it again, or raise {setting}."
             )
-        self.leave(slow)
-        slow.client.turn_out(
-            overloaded(
-                f"The proxy is answering as many {what} as it may, and this one came so slowly that another "
-                f"took its place. Send it again, or raise {setting}."
-            )
-        )
+            slow.client.turn_out(_overloaded(what, remedy))
+
+
+def _overloaded(what: str, remedy: str) -> Overloaded:
+    message = f"The proxy is answering as many {what} as it may. {remedy}"
+    return Overloaded(message, code="overloaded", retry_after=1)
 
 
 def _tells_of_stream(exchange: Exchange) -> bool:

@@ -30,6 +30,7 @@ class Client(Protocol):
     framing: Headers
     wants_websocket: bool
     gone: bool
+    turned_out: ProxyError | None
 
     @property
     def full(self) -> bool: ...
@@ -159,6 +160,17 @@ class Exchange:
         """End the connection so that the client sees that the answer is not whole."""
         self.ending = "truncated"
         self.client.cut()
+
+    async def was_ended(self) -> bool:
+        """Whether it was stopped because its client has gone, or was turned out, which it is told."""
+        if (error := self.client.turned_out) is not None:
+            self._error = error.code
+            await self.give_up(error)
+        elif self.client.gone:
+            self.ending = "client_gone"
+        else:
+            return False
+        return True
 
     async def give_up(self, error: ProxyError) -> None:
         """Say why if nothing was sent yet, else break off."""

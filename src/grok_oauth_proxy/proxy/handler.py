@@ -64,9 +64,7 @@ class Proxy:
             self._observer(UpstreamFailed(failure.kind))
             await exchange.give_up(unavailable(failure))
         except asyncio.CancelledError:
-            if exchange.client.gone:
-                exchange.ending = "client_gone"
-            else:
+            if not await exchange.was_ended():
                 # The time for open answers is over.
                 exchange.cut_short()
                 raise

@@ -75,6 +75,11 @@ class Guest:
             recent.append(now)
         self._open += 1
 
+    def forgive(self) -> None:
+        """The last request was refused for another reason, and does not count for the minute."""
+        if self._recent:
+            self._recent.pop()
+
     def give_back(self) -> None:
         """The request has ended."""
         self._open -= 1
