@@ -152,7 +152,9 @@ class Metrics:
         self._streams_open = Gauge(
             "proxy_streams_open", "Streams being answered", registry=registry, multiprocess_mode="livesum"
         )
-        self._refused = counter("proxy_refused_total", "Requests refused because of a limit", "reason")
+        self._refused = counter(
+            "proxy_refused_total", "Requests refused or turned out because of a limit", "reason"
+        )
         self._gauges = Gauges(registry, status, news)
         self._refreshed = counter("proxy_oauth_refresh_success_total", "Token refreshes that gave a token")
         self._refresh_failed = counter("proxy_oauth_refresh_failure_total", "Those that did not", "reason")
