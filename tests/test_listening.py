@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ import pytest
 from openai import OpenAI
 
 from grok_oauth_proxy.cli.running import Running, find_running, socket_path
+from grok_oauth_proxy.errors import StartRefused
+from grok_oauth_proxy.listening import check_place
 from grok_oauth_proxy.settings import Settings
 from tests.harness import (
     PATIENCE,
@@ -152,6 +155,17 @@ def test_folder_above_of_others(home: Home, own_sim: Sim, path: Path) -> None:
     path.parent.chmod(0o1777)
     with serving(home, own_sim, inner / "sock") as http:
         assert http.get("/health").status_code == 200
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
+@pytest.mark.parametrize(("owner", "accepted"), [(65534, True), (12345, False)])
+def test_folder_above_of_another_user(path: Path, owner: int, accepted: bool) -> None:
+    """Nobody's folder is root's, seen from the user namespace of the unit; any other user's is refused."""
+    inner = path.parent / "inner"
+    inner.mkdir(mode=0o700)
+    os.chown(path.parent, owner, -1)
+    with nullcontext() if accepted else pytest.raises(StartRefused, match="others can write"):
+        check_place(inner / "sock")
 
 
 def test_something_else_there(home: Home, own_sim: Sim, path: Path) -> None:

@@ -26,6 +26,8 @@ _RESERVE: Final = 128
 _OPEN_MAX: Final = 10240
 """What macOS takes where its hard limit is none."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+_OVERFLOW: Final = 65534
+"""Who owns what belongs to nobody in this user namespace (user_namespaces(7))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def check_place(path: Path) -> None:
         folders = [path.parent, *path.parent.resolve(strict=True).parents]
         found = path.lstat() if path.is_symlink() or path.exists() else None
         open_ones = [folder for folder in folders if _is_open(folder, exactly=folder is folders[0])]
-        open_ones += [folder for folder in path.parents if folder.lstat().st_uid not in (os.geteuid(), 0)]
+        open_ones += [folder for folder in path.parents if not _is_trusted(folder.lstat().st_uid)]
     except OSError as error:
         raise _refused(path, f"{error.strerror}: {path.parent}. Make the folder, with mode 0700.") from None
     if open_ones:
@@ -179,11 +181,15 @@ def _is_open(folder: Path, *, exactly: bool) -> bool:
     Farther up a group that may write is mostly the user's own, and the sticky bit keeps what is there.
     """
     found = folder.stat()
-    if found.st_uid not in (os.geteuid(), 0):
-        return True
     if exactly:
-        return bool(found.st_mode & _WRITABLE_BY_OTHERS)
-    return bool(found.st_mode & stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+        return found.st_uid not in (os.geteuid(), 0) or bool(found.st_mode & _WRITABLE_BY_OTHERS)
+    open_to_all = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+    return not _is_trusted(found.st_uid) or bool(open_to_all)
+
+
+def _is_trusted(owner: int) -> bool:
+    """Whether it is this user or root, who is shown as nobody in a user namespace (PrivateUsers= of the unit)."""
+    return owner in (os.geteuid(), 0, _OVERFLOW)
 
 
 def _answers(path: Path) -> bool:
