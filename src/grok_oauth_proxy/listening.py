@@ -188,7 +188,7 @@ def _is_open(folder: Path, *, exactly: bool) -> bool:
 
 
 def _is_trusted(owner: int) -> bool:
-    """Whether it is this user, or root, who is seen as nobody from a user namespace (the unit's PrivateUsers)."""
+    """Whether it is this user, or root, whom a user namespace (the unit's PrivateUsers) shows as nobody."""
     return owner in (os.geteuid(), 0, _OVERFLOW)
 
 
