@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.client
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +16,7 @@ from websockets.sync.client import connect
 
 from tests.harness import PATIENCE, Home, Json, Proxy, provider_store, proxy_running
 from tests.sim.harness import Sim, client
+from tests.slow import asked, in_flight, question
 
 REQUESTS, STREAMS = 4, 1
 HASTE = 0.7
@@ -36,11 +36,11 @@ def narrow(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @contextmanager
-def held(proxy: Proxy, question: Json = QUESTION) -> Iterator[httpx.Response]:
+def held(proxy: Proxy, wanted: Json = QUESTION) -> Iterator[httpx.Response]:
     """An answer that has begun and does not end before the block does."""
     with (
         client(proxy.url, timeout=PATIENCE) as http,
-        http.stream("POST", "/v1/chat/completions", json=question, headers={"x-sim": "hang"}) as answer,
+        http.stream("POST", "/v1/chat/completions", json=wanted, headers={"x-sim": "hang"}) as answer,
     ):
         yield answer
 
@@ -50,11 +50,6 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def in_flight(proxy: Proxy) -> int:
-    """Requests besides the one that asks."""
-    return int(proxy.metric("proxy_requests_in_flight")) - 1
 
 
 def settled(proxy: Proxy) -> None:
@@ -161,8 +156,8 @@ def test_slots_come_back(narrow: Proxy) -> None:
         until(lambda: in_flight(narrow) == 1)
     settled(narrow)
     with ExitStack() as stack:
-        for question in [STREAMED] * STREAMS + [QUESTION] * (REQUESTS - STREAMS):
-            assert stack.enter_context(held(narrow, question)).status_code == 200
+        for wanted in [STREAMED] * STREAMS + [QUESTION] * (REQUESTS - STREAMS):
+            assert stack.enter_context(held(narrow, wanted)).status_code == 200
         assert refusal(narrow.http.get("/v1/models")) == FULL
     settled(narrow)
 
@@ -179,26 +174,6 @@ def test_unlimited(home: Home, own_sim: Sim) -> None:
         with connect(proxy.url.replace("http", "ws", 1) + "/v1/realtime", proxy=None) as talk:
             talk.recv(PATIENCE)
             assert proxy.metric("proxy_streams_open") == 4
-
-
-@contextmanager
-def unread(proxy: Proxy, request: bytes) -> Iterator[socket.socket]:
-    """A client that sends as much as it can, and takes nothing of the answer."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        host, _, port = proxy.url.removeprefix("http://").partition(":")
-        sock.connect((host, int(port)))
-        sock.settimeout(0.5)  # after which nobody takes any more
-        with suppress(TimeoutError):
-            sock.sendall(request)
-        sock.settimeout(PATIENCE)
-        yield sock
-
-
-def streamed_at_length() -> bytes:
-    text = json.dumps(STREAMED).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    return f"{head}x-sim: words=200000;chunk-delay=0\r\ncontent-length: {len(text)}\r\n\r\n".encode() + text
 
 
 def echoed_at_length() -> bytes:
@@ -253,11 +228,13 @@ def test_slow_bodies_make_room(narrow: Proxy) -> None:
     settled(narrow)
 
 
-@pytest.mark.parametrize("request_", [streamed_at_length(), echoed_at_length()], ids=["stream", "websocket"])
+@pytest.mark.parametrize(
+    "request_", [question(200_000, stream=True), echoed_at_length()], ids=["stream", "websocket"]
+)
 def test_answers_that_nobody_takes_make_room(hasty: Proxy, request_: bytes) -> None:
     """A stream or WebSocket whose client takes nothing is cut once another needs its slot, and not before."""
     settled(hasty)
-    with unread(hasty, request_) as sock:
+    with asked(hasty, request_) as sock:
         until(lambda: hasty.metric("proxy_streams_open") == 1)
         until_let_in(lambda: hasty.http.post("/v1/chat/completions", json=STREAMED))
         text = b""

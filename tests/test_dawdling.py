@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
 
-from tests.harness import PATIENCE, Home, Proxy, provider_store, proxy_running
+from tests.harness import PATIENCE, Home, provider_store, proxy_running
 from tests.sim.harness import Sim
+from tests.slow import asked, in_flight, question
 
 GET = b"GET /v1/echo HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UPLOAD = b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
@@ -19,34 +17,10 @@ GRACE = 1.0
 """Seconds that an upload is let alone for, whatever it does."""
 
 
-def question(words: int, *, stream: bool) -> bytes:
-    text = json.dumps({"model": "grok-4", "stream": stream, "messages": [{"role": "user", "content": "x"}]})
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    return f"{head}x-sim: words={words};chunk-delay=0\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode()
-
-
-@contextmanager
-def asked(proxy: Proxy, request: bytes) -> Iterator[socket.socket]:
-    """A client with small buffers that has sent as much of this as is taken."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        host, _, port = proxy.url.removeprefix("http://").partition(":")
-        sock.connect((host, int(port)))
-        sock.settimeout(0.5)  # after which nobody takes any more
-        with suppress(TimeoutError):
-            sock.sendall(request)
-        sock.settimeout(PATIENCE)
-        yield sock
-
-
 def status(sock: socket.socket) -> int:
     response = HTTPResponse(sock)
     response.begin()
     return response.status
-
-
-def in_flight(proxy: Proxy) -> int:
-    return int(proxy.metric("proxy_requests_in_flight")) - 1
 
 
 def test_an_answer_behind_another(home: Home, own_sim: Sim) -> None:

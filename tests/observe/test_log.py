@@ -251,3 +251,13 @@ def test_long_names(capsys: pytest.CaptureFixture[str], form: Literal["text", "j
     log_event(RequestFinished("GET", "/v1/" + "p" * 60_000, 200, 0, 0, 0, 0, "i" * 60_000, "complete", 0))
     configure_logging("info")
     assert len(capsys.readouterr().err) < 1500
+
+
+@pytest.mark.parametrize(("level", "told"), [("debug", True), ("warning", True), ("error", False)])
+def test_libraries_at_each_level(level: str, told: bool) -> None:
+    """Libraries tell of what is wrong, and never of less, unless the level of the log says otherwise."""
+    configure_logging(level)
+    for library in map(logging.getLogger, ("httpx", "filelock", "something_else")):
+        assert library.isEnabledFor(logging.WARNING) is told
+        assert not library.isEnabledFor(logging.INFO)
+    configure_logging("info")

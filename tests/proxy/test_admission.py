@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from grok_oauth_proxy.clock import Clock
+from grok_oauth_proxy.credentials.client_keys import ClientKey
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.events import Event, RequestRefused, StreamCounted
 from grok_oauth_proxy.proxy.admission import Admission, Limits, asks_for_stream
 from grok_oauth_proxy.proxy.body import Keep
 from grok_oauth_proxy.proxy.exchange import Exchange
+from grok_oauth_proxy.proxy.key_ring import Guest, KeyLimited
 
 BODIES = {
     b'{"stream":true}': True,
@@ -45,6 +47,22 @@ def request(body: bytes = b"") -> Exchange:
     )
     scope = {"method": "POST", "raw_path": b"/v1/x", "headers": [], "state": {"client": client}}
     return Exchange(scope, never, never, Clock(), keep=Keep(100))
+
+
+@pytest.mark.anyio
+async def test_refused_for_nothing_of_its_key() -> None:
+    """A request that a limit of the proxy refuses does not count for its key's minute, nor as open."""
+    guest = Guest(ClientKey("app", bytes(32), "2026-07-20T12:00:00Z", requests_per_minute=1, concurrent=1))
+    admission = Admission(Limits(1, 0), lambda _event: None, Clock())
+    await admission.enter(other := request())
+    keyed = request()
+    keyed.guest = guest
+    with pytest.raises(ProxyError, match="PROXY_MAX_REQUESTS"):
+        await admission.enter(keyed)
+    admission.leave(other)
+    await admission.enter(keyed)
+    with pytest.raises(KeyLimited):
+        guest.take(0)
 
 
 @pytest.mark.anyio

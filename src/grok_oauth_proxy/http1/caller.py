@@ -212,6 +212,7 @@ class Caller(FlowControl):
         if self.line is self._crowd.bodies:
             # More has come and was not read: it is this process that stood still.
             return not has_unread(self._transport)
+        # Room in the buffers tells of megabytes only; who takes a piece has another time of grace.
         before, self._unsent = self._unsent, unsent(self._transport)
         if before - self._unsent < _PIECE:
             return True

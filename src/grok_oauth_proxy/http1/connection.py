@@ -260,7 +260,7 @@ class Connection(Caller):
 
     def _start(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        if self.full:
+        if self.full:  # the answer before is not taken yet
             self._note_wait()
         else:
             self._crowd.proceed(self)

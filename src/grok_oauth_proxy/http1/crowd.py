@@ -23,9 +23,9 @@ _REFUSED: Final = 5.0
 _REFUSED_AT_ONCE: Final = 64
 """Connections beyond the limit that are given an answer at a time; the oldest of more is just closed."""
 _LOOKED_AT: Final = 16
-"""How many are looked at, one after the other, for one that can be closed."""
+"""How many are looked at, one after the other, for one that can be closed or dawdles."""
 _DAWDLING: Final = 1.0
-"""Seconds for the next piece of a body (see `Connection`), after which others need not wait for it."""
+"""Seconds for the next piece of a body (see `caller`), after which others need not wait for it."""
 _AT_ONCE: Final = 64
 """How many run out of time in one step of the event loop, so that open answers do not wait for all."""
 
