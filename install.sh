@@ -43,6 +43,7 @@ import_export() {
         printf 'The export was removed: it held your login.\n'
         return
     done
+    printf 'No xai-oauth.json lies beside install.sh, in %s or in %s: no login is imported.\n' "$started_in" "$HOME"
 }
 
 # check_all: what `doctor` finds wrong, a line each with the next step; asks the API, by way of the proxy if one runs.
@@ -74,7 +75,7 @@ if [ $# -gt 0 ]; then
     import_export || result=1
     [ $# = 1 ] || "$program" service install || result=1
     check_all || result=1
-    [ $# = 2 ] || printf 'To start it: %s serve, or as a service: %s service install\n' "$program" "$program"
+    [ $# = 2 ] || [ $result = 1 ] || printf 'To start it: %s serve, or as a service: %s service install\n' "$program" "$program"
     exit $result
 fi
 cat <<NEXT

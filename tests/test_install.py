@@ -78,6 +78,8 @@ def test_headless(tree: Path, own_sim: Sim) -> None:
     wrong = [line for line in ended.stdout.splitlines() if line.startswith("✗")]
     assert any("grok-oauth-proxy login" in line for line in wrong)
     assert all(" → " in line for line in wrong)
+    assert "No xai-oauth.json lies beside install.sh" in ended.stdout
+    assert "To start it" not in ended.stdout  # nobody is signed in
 
     tokens = own_sim.login()
     document = {

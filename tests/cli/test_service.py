@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from grok_oauth_proxy.cli.service.person import behind_sudo
+from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.settings_file import read_settings_file
 from tests.harness import Home, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim
@@ -154,10 +156,15 @@ def test_install_and_uninstall(home: Home) -> None:
     assert "service uninstall" in told[-1]
 
     (home.path / "asked").unlink()
+    dry = run(env, "service", "install", "--dry-run")
+    assert f"This is removed, an earlier install wrote it: {home.path / SOCKET}" in dry.stdout
+    assert not (home.path / "asked").exists()
     ended = run(env, "service", "install")
     assert ended.returncode == 0, ended.stderr
     assert "is added" not in ended.stdout  # it is there by now
     assert not (home.path / SOCKET).exists()
+    told = [line.strip() for line in dry.stdout.split("Then these are run:\n")[1].splitlines()]
+    assert [f"systemctl {line}" for line in asked(home) if line.startswith("--user")] == told[:4]
     ended = run(env, "service", "uninstall")
     assert ended.returncode == 0, ended.stderr
     assert asked(home)[-2:] == ["--user disable --now grok-oauth-proxy.service", "--user daemon-reload"]
@@ -210,7 +217,9 @@ def test_files_that_a_service_does_not_see(home: Home) -> None:
 
 
 def test_a_start_that_fails(home: Home) -> None:
-    """A start that fails ends with exit code 1 and the next step; so does the status afterwards."""
+    """A start that fails ends with exit code 1 and the next step; afterwards every command that finds no
+    proxy names how to start the service, and not `serve`.
+    """
     env = managed(home, "systemctl", RESTART="1")
     ended = run(env, "service", "install")
     assert ended.returncode == 1
@@ -219,7 +228,11 @@ def test_a_start_that_fails(home: Home) -> None:
     ended = run(env, "service", "status")
     assert ended.returncode == 1
     assert ended.stdout.startswith("systemd --user: inactive, does not start by itself")
-    assert "To start it: systemctl --user restart grok-oauth-proxy.service" in ended.stdout
+    start = "systemctl --user start grok-oauth-proxy.service"
+    assert ended.stdout.count("tart it with") == 1
+    for told in (ended.stdout, run(env, "status").stdout, run(env, "doctor").stdout):
+        assert f"`{start}`" in " ".join(told.split())
+        assert "grok-oauth-proxy serve" not in told
 
 
 def test_what_is_refused(home: Home, tmp_path: Path) -> None:
@@ -247,6 +260,15 @@ def test_what_is_refused(home: Home, tmp_path: Path) -> None:
     assert unit.read_text() == "[Service]\nExecStart=/bin/true\n"
 
 
+def test_sudo_finds_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where root is needed the whole command is named, since sudo does not search the user's PATH."""
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setattr(sys, "argv", ["grok-oauth-proxy", "service", "install", "--system", "--socket"])
+    program = Path(sys.executable).with_name("grok-oauth-proxy")
+    with pytest.raises(ProxyError, match=f"`sudo {program} service install --system --socket`"):
+        behind_sudo(None, dry_run=False)
+
+
 @pytest.mark.parametrize("name", ["sock\nSocketMode=0666", "sock\\"], ids=["line", "backslash"])
 def test_path_that_would_be_another_line(home: Home, name: str) -> None:
     """No setting adds a line to a unit, or swallows the next one."""
@@ -265,6 +287,7 @@ def test_socket_that_others_could_replace(home: Home) -> None:
     ended = run(env, "service", "install", "--socket")
     assert ended.returncode == 3
     assert f"others can write to {theirs}" in ended.stderr
+    assert ended.stdout == ""
     assert not (home.path / UNIT).exists()
     env["PROXY_UDS"] = str(home.path / ".local/state/grok-oauth-proxy/sock")  # its folder is made on the way
     assert run(env, "service", "install", "--socket").returncode == 0

@@ -70,7 +70,7 @@ def checks(*, online: bool) -> list[tuple[str, Check]]:
         rest = note("others", "All other checks wait until that setting is right.")
         return [*first, ("settings", lambda: [bad]), *last, ("others", lambda: [rest])]
     changed = ", ".join(sorted(name.upper() for name in settings.model_fields_set)) or "none but the defaults"
-    good = ok("settings", f"The environment's settings are right: {changed}.")
+    good = ok("settings", f"The settings are right: {changed}.")
     return [*first, ("settings", lambda: [good]), *_checks_with(settings, online=online), *last]
 
 

@@ -56,12 +56,18 @@ def find_running(settings: Settings) -> Running | Absent:
     try:
         noted = path.read_bytes()[:256].decode("utf-8", "replace").rstrip("\n")
     except FileNotFoundError:
-        return Absent("not_running", "No proxy is running here. Start it with `grok-oauth-proxy serve`.")
+        return Absent("not_running", f"No proxy is running here. {_start_it()}")
     except OSError as error:
         return Absent("not_running", f"{path} cannot be read: {error.strerror}. Make it readable.")
     if not _is_address(noted):
         return Absent("no_answer", f"{path} holds no address. Start the proxy: it writes the file anew.")
     return ask(reachable(noted), settings)
+
+
+def _start_it() -> str:
+    from grok_oauth_proxy.cli.service.managers import start_line
+
+    return f"Start it with `{start_line()}`."
 
 
 def socket_path(address: str) -> str | None:
@@ -112,9 +118,7 @@ def ask(address: str, settings: Settings) -> Running | Absent:
     except _NotTrusted as reason:
         return Absent("other_program", str(reason), address)
     except httpx.ConnectError:
-        message = (
-            f"Nothing answers at {address}, where the proxy was. Start it with `grok-oauth-proxy serve`."
-        )
+        message = f"Nothing answers at {address}, where the proxy was. {_start_it()}"
         return Absent("no_answer", message, address)
     except httpx.HTTPError:
         message = f"What listens at {address} gives no answer. Look whether the proxy hangs, and restart it."

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from rich.console import Console
 
 from grok_oauth_proxy.cli.callback import Answer, CallbackPage, callback_page
+from grok_oauth_proxy.cli.service.managers import start_line
 from grok_oauth_proxy.cli.surroundings import has_browser, ssh_target
 from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.control_plane import authorization_server, control_plane
@@ -90,9 +91,7 @@ class SignIn:
         source, interval = self.settings.credential_source, self.settings.hermes_poll_interval
         if source not in ("auto", "own"):
             console.print(f"  CREDENTIAL_SOURCE is {source}: unset it, so that this one is used.")
-        console.print(
-            f"  A running proxy uses it within {interval:g} s. To start one: grok-oauth-proxy serve"
-        )
+        console.print(f"  A running proxy uses it within {interval:g} s. To start one: {start_line()}")
         if self.replaces:
             console.print(
                 "  The login that was here before is not used any more; end it in your xAI account."

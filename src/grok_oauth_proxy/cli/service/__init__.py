@@ -65,16 +65,19 @@ def status() -> None:
     import time
 
     from grok_oauth_proxy.cli.panel import panel
-    from grok_oauth_proxy.cli.service.looking import is_active, sentences
+    from grok_oauth_proxy.cli.service.looking import is_active, sentence
     from grok_oauth_proxy.cli.status import look
     from grok_oauth_proxy.cli.terminal import screen
     from grok_oauth_proxy.settings import load_settings
 
     manager = _installed()
-    click.echo("\n".join(sentences(manager)))
+    active = is_active(manager)
+    click.echo(sentence(manager))
     view = look(load_settings())
     screen().print(panel(view, time.time()))
-    sys.exit(0 if view.healthy and is_active(manager) else 1)
+    if view.running and not active:
+        click.echo(f"If you started that one yourself, end it, then run `{manager.start_line}`.")
+    sys.exit(0 if view.healthy and active else 1)
 
 
 @service.command(short_help="Show its log.")

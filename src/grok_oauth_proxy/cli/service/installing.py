@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Final
 
 import click
@@ -16,7 +17,7 @@ from grok_oauth_proxy.cli.service.launchd import wait_for_bootout
 from grok_oauth_proxy.cli.service.looking import is_active, last_lines, when_it_starts
 from grok_oauth_proxy.cli.service.managers import Manager, installed, refuse_twin
 from grok_oauth_proxy.cli.service.person import is_root, living_as
-from grok_oauth_proxy.cli.service.places import Places, find_places, hidden
+from grok_oauth_proxy.cli.service.places import Places, command_line, find_places, hidden
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.listening import check_place
 from grok_oauth_proxy.moving.surroundings import service_environment
@@ -33,20 +34,23 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
         places = find_places(settings)
         carried = to_carry(places.settings_file)
     written = manager.files(places, settings, socket=socket)
+    stale = [
+        path for path in manager.paths if files.is_ours(path) and path not in {file.path for file in written}
+    ]
     if not dry_run:
         files.refuse_foreign(manager.paths)
         manager.require()
         refuse_twin(manager)
         _refuse_second_proxy(manager, settings)
-    show(manager, places, written, carried, socket=socket)
+        with living_as(manager.person):
+            _make_folder(places)
+            if socket and settings.proxy_uds:  # systemd makes it, as root if the unit is the system's
+                check_place(settings.proxy_uds.absolute())
+    show(manager, places, written, stale, carried, socket=socket)
     if dry_run:
         return
     with living_as(manager.person):
-        _make_folder(places)
-        if socket and settings.proxy_uds:  # systemd makes it, as root if the unit is the system's
-            check_place(settings.proxy_uds.absolute())
         carry(places.settings_file, carried)
-    stale = [path for path in manager.paths if path.exists() and path not in [file.path for file in written]]
     if stale:
         run_all(manager.stop())
     for path in stale:
@@ -66,6 +70,7 @@ def show(
     manager: Manager,
     places: Places,
     written: Sequence[files.File],
+    stale: Sequence[Path],
     carried: Collection[str],
     *,
     socket: bool,
@@ -78,14 +83,18 @@ def show(
     if carried:
         names = ", ".join(sorted(carried))
         click.echo(f"A service does not see this shell. To {places.settings_file} is added: {names}\n")
+    for path in stale:
+        click.echo(f"This is removed, an earlier install wrote it: {path}\n")
     click.echo("Then these are run:")
     linger = manager.linger()
-    for command in [*manager.start(socket=socket), *([linger] if linger else [])]:
+    stop = manager.stop() if stale else []
+    for command in [*stop, *manager.start(socket=socket), *([linger] if linger else [])]:
         click.echo(f"    {shlex.join(command)}")
-    sudo = ["sudo"] if manager.for_system else []
-    click.echo(f"To undo it: {shlex.join([*sudo, *places.program, 'service', 'uninstall'])}")
-    if (path := hidden(places)) and manager.name != "launchd":
-        click.echo(f"Warning: the service has a /tmp of its own and will not see {path}. Move it.", err=True)
+    click.echo(f"To undo it: {command_line('service', 'uninstall', as_root=manager.for_system)}")
+    if (unseen := hidden(places)) and manager.name != "launchd":
+        click.echo(
+            f"Warning: the service has a /tmp of its own and will not see {unseen}. Move it.", err=True
+        )
 
 
 def _refuse_second_proxy(manager: Manager, settings: Settings) -> None:
@@ -161,7 +170,8 @@ def uninstall() -> None:
 def require_root(manager: Manager) -> None:
     """Raises `ProxyError` for a unit of the system without root's rights."""
     if manager.for_system and not is_root():
-        raise ProxyError("It is a unit of the system. Put sudo before this command.", code="needs_root")
+        again = command_line("service", "uninstall", as_root=True)
+        raise ProxyError(f"It is a unit of the system. Run `{again}`.", code="needs_root")
 
 
 def run_all(commands: Sequence[Sequence[str]]) -> None:

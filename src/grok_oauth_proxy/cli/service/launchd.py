@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import plistlib
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ class Launchd:
             ["launchctl", "enable", f"{self._domain}/{LABEL}"],
             ["launchctl", "bootstrap", self._domain, str(self.service_file)],
         ]
+
+    @property
+    def start_line(self) -> str:
+        """What a person types to start it."""
+        if self.view():
+            return f"launchctl kickstart {self._domain}/{LABEL}"
+        return shlex.join(["launchctl", "bootstrap", self._domain, str(self.service_file)])
 
     def stop(self) -> list[list[str]]:
         return [["launchctl", "bootout", f"{self._domain}/{LABEL}"]] if self.view() else []

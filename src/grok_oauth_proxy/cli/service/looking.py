@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 from grok_oauth_proxy.cli.service.asking import told_by
 from grok_oauth_proxy.cli.service.launchd import Launchd
@@ -22,16 +21,13 @@ def is_active(manager: Manager) -> bool:
     return view.get("ActiveState") in ("active", "activating", "reloading") or "pid" in view
 
 
-def sentences(manager: Manager) -> list[str]:
-    """How the service is, and what starts it where it does not run."""
+def sentence(manager: Manager) -> str:
+    """How the service is."""
     view = manager.view()
     if view is None:
-        return [f"{manager.name}: it does not answer, or does not know the service."]
+        return f"{manager.name}: it does not answer, or does not know the service."
     told = _launchd(view) if isinstance(manager, Launchd) else _systemd(manager, view)
-    found = [plain(f"{manager.name}: {told}.")]
-    if not is_active(manager):
-        found.append(f"To start it: {shlex.join(manager.start(socket=False)[-1])}")
-    return found
+    return plain(f"{manager.name}: {told}.")
 
 
 def when_it_starts(manager: Manager) -> str:

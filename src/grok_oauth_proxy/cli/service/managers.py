@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Literal
 
 import click
@@ -10,6 +11,7 @@ import click
 from grok_oauth_proxy.cli.service.files import is_ours
 from grok_oauth_proxy.cli.service.launchd import Launchd
 from grok_oauth_proxy.cli.service.person import Person, myself
+from grok_oauth_proxy.cli.service.places import command_line
 from grok_oauth_proxy.cli.service.systemd import Systemd
 from grok_oauth_proxy.errors import ProxyError
 
@@ -48,15 +50,23 @@ def at_hand() -> Manager:
     return of_system if of_system.service_file.exists() and not own.service_file.exists() else own
 
 
+def start_line() -> str:
+    """What a person types to start the proxy: as the service where that is installed."""
+    with suppress(ProxyError):  # of a file that cannot be read
+        if manager := installed():
+            return manager.start_line
+    return "grok-oauth-proxy serve"
+
+
 def refuse_twin(manager: Manager) -> None:
     """Raises `ProxyError` where the other systemd, the user's or the system's, has the service already."""
     if isinstance(manager, Launchd):
         return
     twin = Systemd(manager.person, for_system=not manager.for_system)
     if twin.service_file.exists():
-        sudo = "sudo " if twin.for_system else ""
+        undo = command_line("service", "uninstall", as_root=twin.for_system)
         raise ProxyError(
             f"It is installed as {twin.service_file} already, and two would fight over the port. First run "
-            f"`{sudo}grok-oauth-proxy service uninstall`.",
+            f"`{undo}`.",
             code="installed_twice",
         )

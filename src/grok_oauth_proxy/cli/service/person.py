@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from grok_oauth_proxy.cli.service.places import command_line
 from grok_oauth_proxy.errors import ProxyError
 
 
@@ -49,7 +51,8 @@ def behind_sudo(named: str | None, *, dry_run: bool) -> Person:
     """
     if os.getuid() != 0 and not dry_run:
         raise ProxyError(
-            "A unit of the system needs root. Put sudo before this command, or leave --system out.",
+            f"A unit of the system needs root. Run `{command_line(*sys.argv[1:], as_root=True)}`, or leave "
+            "--system out.",
             code="needs_root",
         )
     name = named or (os.environ.get("SUDO_USER") if os.getuid() == 0 else myself().name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,20 @@ class Places:
         return self.writable[0]
 
 
+def this_program() -> tuple[str, ...]:
+    """The words that start this install from anywhere."""
+    script = Path(sys.executable).absolute().with_name("grok-oauth-proxy")
+    return (str(script),) if script.is_file() else (sys.executable, "-m", "grok_oauth_proxy")
+
+
+def command_line(*words: str, as_root: bool) -> str:
+    """A command of this program to type; its path is in it, because sudo does not search the user's PATH."""
+    return shlex.join([*(["sudo"] if as_root else []), *this_program(), *words])
+
+
 def find_places(settings: Settings) -> Places:
     """The places of this install, and those that the settings name. Raises `ProxyError`."""
-    script = Path(sys.executable).absolute().with_name("grok-oauth-proxy")
-    program = (str(script),) if script.is_file() else (sys.executable, "-m", "grok_oauth_proxy")
+    program = this_program()
     files = [settings.grok_proxy_auth_state, *settings.hermes_stores]
     if settings.proxy_uds:
         files.append(settings.proxy_uds)

@@ -100,6 +100,11 @@ class Systemd:
             commands += [self._command("stop", SERVICE), self._command("restart", SOCKET)]
         return [*commands, self._command("restart", SERVICE)]
 
+    @property
+    def start_line(self) -> str:
+        """What a person types to start it."""
+        return self._line("start", SERVICE)
+
     def stop(self) -> list[list[str]]:
         """The commands before the files are removed."""
         units = [path.name for path in reversed(self.paths) if path.exists()]
