@@ -1,4 +1,4 @@
-"""Fixtures for whole-process tests: a simulator and a proxy a module, and a simulator for a test alone."""
+"""Fixtures for whole-process tests: a simulator and a proxy for all, and a simulator for a test alone."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_sim() -> Iterator[Sim]:
     with running() as sim:
         sim.patch(chunk_delay=0)
         yield sim
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_proxy(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """A proxy with a login that lives for hours, for tests that do not disturb it."""
     home = Home(tmp_path_factory.mktemp("home"))

@@ -247,6 +247,31 @@ def test_bad_value(environment: pytest.MonkeyPatch, name: str, value: str) -> No
     assert "canary" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("XAI_BASE_URL", "https://evil.example/v1", "only https addresses on x.ai"),
+        ("XAI_OAUTH_ISSUER", "http://auth.x.ai", "only https addresses on x.ai"),
+        ("XAI_BASE_URL", "http://127.0.0.1:1/v1", "only https addresses on x.ai"),
+        ("XAI_BASE_URL", f"https://{'a' * 64}.x.ai/v1", "only https addresses on x.ai"),
+        ("PROXY_KEY", "abc", "Did you mean PROXY_API_KEY"),
+        ("XAI_BASE_URL", "https://\u00fc.x.ai/v1", "it must be plain"),
+        ("GROK_PROXY_AUTH_STATE", "~nosuchuser/x", "names no home directory"),
+        ("PROXY_ALLOWED_ORIGINS", "localhost:3000", "write each origin like"),
+        ("PROXY_ALLOWED_HOSTS", "*", "write each host like"),
+        ("PROXY_ALLOWED_HOSTS", "http://box.example", "write each host like"),
+        ("HERMES_AUTH_PATH", "/", "name a file"),
+        ("GROK_PROXY_AUTH_STATE", ".", "name a file"),
+    ],
+)
+def test_what_would_be_right(environment: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    """Where a value is refused for more than its type, the line says what would be accepted, or was meant."""
+    environment.setenv(name, value)
+    message = refusal()
+    assert message.startswith(name)
+    assert said in message
+
+
 def test_the_error_behind_the_line(environment: pytest.MonkeyPatch) -> None:
     """The validation error itself, should it ever be printed, does not quote the key either."""
     environment.setenv("PROXY_API_KEY", f"{CANARY} blank")

@@ -22,8 +22,8 @@ DURATION = 120  # seconds
 MODEL = "grok-4"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "good morning"}]
 ANSWER = "You said: good morning — it is a pleasure to hear from you."
-PACED = {"x-sim": "chunk-delay=0.05"}
-SLOW = {"x-sim": "delay=0.1"}
+PACED = {"x-sim": "chunk-delay=0.2"}
+SLOW = {"x-sim": "delay=0.4"}
 
 
 @pytest.fixture

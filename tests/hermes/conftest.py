@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hermes.rig import Certificates, Rig, rigged
+from tests.hermes.rig import Certificates, Rig, as_xai, rigged
+from tests.sim.harness import Sim
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates.issue(tmp_path_factory.mktemp("certificates"))
 
 
+@pytest.fixture(scope="session")
+def _xai(certificates: Certificates) -> Iterator[Sim]:
+    with as_xai(certificates) as sim:
+        yield sim
+
+
 @pytest.fixture
-def rig(tmp_path: Path, certificates: Certificates, hermes_bin: Path) -> Iterator[Rig]:
-    with rigged(tmp_path, certificates, hermes_bin) as rig:
+def rig(tmp_path: Path, certificates: Certificates, hermes_bin: Path, _xai: Sim) -> Iterator[Rig]:
+    _xai.reset()
+    with rigged(tmp_path, certificates, hermes_bin, _xai) as rig:
         yield rig

@@ -83,7 +83,7 @@ class Tunnels(socketserver.ThreadingTCPServer):
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Tunnels]:
-        """Serve in a thread; on the way out all tunnels must be at their end (stop the simulator first)."""
+        """Serve in a thread; on the way out all tunnels must be at their end, so who uses them ends before."""
         with cls() as tunnels:
             thread = threading.Thread(target=tunnels.serve_forever, kwargs={"poll_interval": 0.05})
             thread.start()
@@ -236,18 +236,24 @@ class Rig:
 
 
 @contextmanager
-def rigged(folder: Path, certificates: Certificates, hermes_bin: Path) -> Iterator[Rig]:
-    """A rig with a home in `folder`, nobody signed in yet."""
+def as_xai(certificates: Certificates) -> Iterator[Sim]:
+    """A simulator that answers as https://auth.x.ai and https://api.x.ai."""
     tls = ssl.create_default_context(cafile=str(certificates.authority))
     options = ("--tls-cert", str(certificates.chain), "--tls-key", str(certificates.key))
     with (
-        Tunnels.open() as tunnels,
         running("--public-issuer", "https://auth.x.ai", *options) as sim,
         client(sim.url, timeout=PATIENCE, tls=tls) as http,
     ):
-        tunnels.destination = http.base_url.port
+        yield dataclasses.replace(sim, http=http)
+
+
+@contextmanager
+def rigged(folder: Path, certificates: Certificates, hermes_bin: Path, xai: Sim) -> Iterator[Rig]:
+    """A rig with a home in `folder`, nobody signed in yet."""
+    with Tunnels.open() as tunnels:
+        tunnels.destination = xai.http.base_url.port
         egress = {"HTTPS_PROXY": tunnels.url, "SSL_CERT_FILE": str(certificates.authority)}
-        yield Rig(dataclasses.replace(sim, http=http), Home(folder), hermes_bin, tunnels, egress)
+        yield Rig(xai, Home(folder), hermes_bin, tunnels, egress)
 
 
 def line_after(output: Output, pattern: str, after: int) -> int:

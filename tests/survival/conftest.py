@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.hermes.conftest import certificates, hermes_bin, rig
+from tests.hermes.conftest import _xai, certificates, hermes_bin, rig
 
-__all__ = ["certificates", "hermes_bin", "rig"]
+__all__ = ["_xai", "certificates", "hermes_bin", "rig"]

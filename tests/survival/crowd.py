@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tests.harness import PATIENCE, Output, ending, run
 from tests.hermes.rig import REFRESHED, Rig, Shape, chat
 
-_PAUSE = 0.05
+_PAUSE = 0.2
 """Seconds between two requests to a proxy: what they cost is taken from those who rotate."""
 
 _READER = """
@@ -25,7 +25,7 @@ while True:
     places = store.get("credential_pool", {}).get("xai-oauth", []) + ([block["tokens"]] if block else [])
     assert places and all(place["access_token"] and place["refresh_token"] for place in places)
     print("whole", flush=True)
-    time.sleep(0.002)
+    time.sleep(0.005)
 """
 
 
@@ -80,7 +80,7 @@ def command(name: str, state: str, *, codes: tuple[int, ...] = (0,)) -> Particip
         def run_it() -> None:
             ended = run(env, name)
             assert (ended.returncode in codes, ended.stderr) == (True, ""), ended.stdout + ended.stderr
-            time.sleep(40 * _PAUSE)
+            time.sleep(10 * _PAUSE)
 
         yield Owner(run_it)
 
