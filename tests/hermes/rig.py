@@ -83,7 +83,7 @@ class Tunnels(socketserver.ThreadingTCPServer):
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Tunnels]:
-        """Serve in a thread; on the way out all tunnels must be at their end, so who uses them ends before."""
+        """Serve in a thread; on the way out each tunnel must be at its end, so who uses them ends before."""
         with cls() as tunnels:
             thread = threading.Thread(target=tunnels.serve_forever, kwargs={"poll_interval": 0.05})
             thread.start()
