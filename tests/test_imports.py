@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -33,7 +34,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"credentials", "moving"}),
     frozenset({"tasks", "proxy", "observe", "control_plane"}),
-    frozenset({"web", "http1"}),
+    frozenset({"web", "http1", "safe_start"}),
     frozenset({"server", "app", "listening", "certificate", "systemd"}),
     frozenset({"workers"}),
     frozenset({"daemon"}),
@@ -245,6 +246,13 @@ def test_moving_needs_nothing_but_python() -> None:
         and not f"{name}.".startswith((f"{PACKAGE}.moving.", f"{PACKAGE}.settings_file."))
     }
     assert strangers == set()
+
+
+def test_what_watches_over_workers_is_small() -> None:
+    """The application and its libraries are loaded by who serves: not to refuse a start, not to watch."""
+    code = "import sys, grok_oauth_proxy.daemon; print({'fastapi', 'httpx', sys.argv[1]} & set(sys.modules))"
+    command = [sys.executable, "-c", code, f"{PACKAGE}.app"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
@@ -14,7 +13,7 @@ from grok_oauth_proxy.clock import Clock
 from grok_oauth_proxy.control_plane import authorization_server, control_plane
 from grok_oauth_proxy.credentials.api_key import ApiKey
 from grok_oauth_proxy.credentials.chain import Chain
-from grok_oauth_proxy.credentials.client_keys import ClientKey, KeysFile
+from grok_oauth_proxy.credentials.client_keys import KeysFile
 from grok_oauth_proxy.credentials.hermes import HermesStore
 from grok_oauth_proxy.credentials.logins import Logins
 from grok_oauth_proxy.credentials.manager import TokenManager
@@ -22,19 +21,17 @@ from grok_oauth_proxy.credentials.oauth import AuthorizationServer
 from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.egress import egress_proxy, tls_context
-from grok_oauth_proxy.errors import ConfigurationError, StartRefused, StoreProblem
+from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.events import (
     Event,
     Observer,
     RequestStarted,
     SettingsReloaded,
-    StoreTrouble,
     StreamCounted,
 )
 from grok_oauth_proxy.observe.log import log_event
 from grok_oauth_proxy.observe.metrics import Metrics
 from grok_oauth_proxy.observe.news import News
-from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.proxy import retry
 from grok_oauth_proxy.proxy.admission import Admission, Limits
 from grok_oauth_proxy.proxy.body import Keep
@@ -44,7 +41,8 @@ from grok_oauth_proxy.proxy.handler import Proxy
 from grok_oauth_proxy.proxy.key_ring import KeyRing
 from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.upstream import Api, Upstream
-from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, RELOADED, Settings
+from grok_oauth_proxy.safe_start import prepare_state, refuse_open_door
+from grok_oauth_proxy.settings import RELOADED, Settings
 from grok_oauth_proxy.tasks.background import background
 from grok_oauth_proxy.tasks.prewarm import keep_connections_warm, keep_token_fresh
 from grok_oauth_proxy.tasks.watcher import StoreWatcher
@@ -55,73 +53,6 @@ from grok_oauth_proxy.web.ping import ping_models
 
 if TYPE_CHECKING:
     from grok_oauth_proxy.observe.tracing import Tracing
-
-
-def refuse_unsafe_start(settings: Settings) -> None:
-    """Raise `StartRefused` for what is known to be wrong before anything is opened."""
-    own = settings.credential_source == "auto" and OwnStore.beside(settings.grok_proxy_auth_state).is_there()
-    wants_hermes = settings.credential_source == "hermes" or (
-        settings.credential_source == "auto" and not own
-    )
-    if wants_hermes and settings.hermes_cli_required and shutil.which("hermes") is None:
-        raise StartRefused(
-            "There is no login of the proxy's own, and the Hermes CLI (`hermes`) is not on PATH. Sign in "
-            "with `grok-oauth-proxy login`, which needs no Hermes; or install Hermes with `pip install "
-            "hermes-agent`; or set HERMES_CLI_REQUIRED=false where only its auth.json is mounted.",
-            code="no_hermes_cli",
-        )
-    keys = _named_keys(settings)
-    refuse_open_door(settings)
-    if not (is_loopback(settings.proxy_host) or settings.proxy_api_key or keys):
-        raise _open_without_key(settings)  # the last one was revoked: nobody could come in
-
-
-def refuse_open_door(settings: Settings) -> None:
-    """Raise `StartRefused` when other machines could come in without a key."""
-    if is_loopback(settings.proxy_host):
-        return
-    key = settings.proxy_api_key.get_secret_value() if settings.proxy_api_key else ""
-    # Where there is a file of keys, one of them is demanded, even after the last was revoked.
-    if len(key) < MIN_API_KEY_LENGTH and (key or KeysFile(settings.keys_file).stamp() is None):
-        raise _open_without_key(settings)
-
-
-def _open_without_key(settings: Settings) -> StartRefused:
-    return StartRefused(
-        f"PROXY_HOST {settings.proxy_host} is open to other machines. Set PROXY_API_KEY to at least "
-        f"{MIN_API_KEY_LENGTH} characters, or make a key with `grok-oauth-proxy keys add NAME`; or set "
-        "PROXY_HOST to 127.0.0.1.",
-        code="open_without_key",
-    )
-
-
-def _named_keys(settings: Settings) -> tuple[ClientKey, ...]:
-    """Raises `StoreProblem`; also for a file that was named and is not there: it may be a misspelling."""
-    file = KeysFile(settings.keys_file)
-    if settings.proxy_api_keys_file is None and file.stamp() is None:
-        return ()  # if its folder cannot be used, whoever prepares that says so
-    try:
-        return file.load()
-    except StoreProblem as problem:
-        if problem.code != "missing":
-            raise
-        raise StartRefused(
-            f"PROXY_API_KEYS_FILE names {settings.keys_file}, which does not exist. Make the first key with "
-            "`grok-oauth-proxy keys add NAME`, or correct the setting.",
-            code="no_keys_file",
-        ) from None
-
-
-def prepare_state(settings: Settings, observer: Observer) -> None:
-    """Repair the permissions of the state files, and keep damaged ones aside; raises `StoreProblem`."""
-    files = [StateFile(settings.grok_proxy_auth_state)]
-    if settings.credential_source in ("auto", "own"):
-        files.append(OwnStore.beside(settings.grok_proxy_auth_state).file)
-    for file in files:
-        for repaired in file.prepare():
-            observer(StoreTrouble("permissions_repaired", repaired))
-        if (kept := file.set_aside_if_corrupt()) is not None:
-            observer(StoreTrouble("state_corrupt", kept))
 
 
 class Service:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -10,14 +11,20 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from grok_oauth_proxy.app import Service, prepare_state, refuse_unsafe_start, running_app
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.certificate import out_of_time, reload_certificate, server_context
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
@@ -25,14 +32,20 @@ from grok_oauth_proxy.events import SettingsRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, bounds, listeners
 from grok_oauth_proxy.observe.log import announce, configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
+from grok_oauth_proxy.safe_start import prepare_state, refuse_unsafe_start
 from grok_oauth_proxy.secrecy import keep_memory_private
-from grok_oauth_proxy.server import Server
 from grok_oauth_proxy.settings import Settings, load_settings
 from grok_oauth_proxy.systemd import Manager, inherited_sockets
 from grok_oauth_proxy.workers import READY, Workers, metrics_folder
 
+if TYPE_CHECKING:
+    from grok_oauth_proxy.app import Service
+    from grok_oauth_proxy.server import Server
+
 AsOpened = Callable[[Settings], Settings]
 """Gives settings the host of the sockets that were handed over."""
+RunningApp = Callable[[Settings], AbstractAsyncContextManager["Service"]]
+"""`running_app` in app.py."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +77,23 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
     refuse_unsafe_start(settings)
     start = _Start(settings, server_context(settings), opened, manager, as_opened, at_terminal)
     if settings.proxy_workers > 1 and not served:
+        _take_what_is_there_as_kept()
         return asyncio.run(_supervise(start))
+    # Imported here, because it takes half of a start: what is refused is refused without it, and the process
+    # that watches over workers never needs it.
+    from grok_oauth_proxy.app import running_app
+
+    _take_what_is_there_as_kept()
     loop_factory = uvicorn.Config(app=_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_work(start, served) if served else _serve(start))
+        runner.run(_work(start, running_app, served) if served else _serve(start, running_app))
     return 0
+
+
+def _take_what_is_there_as_kept() -> None:
+    """A full look for garbage leaves it out from now on, and holds up requests for no time."""
+    gc.freeze()
+    gc.set_threshold(700)  # Python's own
 
 
 def _for_sockets(opened: Sequence[socket.socket]) -> AsOpened:
@@ -102,7 +127,7 @@ def _occupy_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
-async def _serve(start: _Start) -> None:
+async def _serve(start: _Start, running_app: RunningApp) -> None:
     hung_up = asyncio.Event()
     if not start.at_terminal:  # told while it starts, it reads the settings again once it serves
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
@@ -130,6 +155,8 @@ def _server(
     on_end: Callable[[], object],
     on_hangup: Callable[[], object] | None,
 ) -> Server:
+    from grok_oauth_proxy.server import Server  # as `run` does with app.py
+
     return Server(
         service,
         service.observer,
@@ -211,7 +238,7 @@ async def _reassured(manager: Manager) -> AsyncIterator[None]:
         manager.close()
 
 
-async def _work(start: _Start, sockets: list[socket.socket]) -> None:
+async def _work(start: _Start, running_app: RunningApp, sockets: list[socket.socket]) -> None:
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 import click
@@ -24,7 +23,4 @@ def serve(worker: tuple[int, ...]) -> None:
     settings = load_settings()
     from grok_oauth_proxy import daemon
 
-    # What is there now stays: a full look for garbage leaves it out, and holds up requests for no time.
-    gc.freeze()
-    gc.set_threshold(700)  # Python's own
     sys.exit(daemon.run(settings, workers_sockets=worker))
