@@ -1,4 +1,4 @@
-"""Fixtures for whole-process tests: a simulator and a proxy for all, and a simulator for a test alone."""
+"""Fixtures for whole-process tests: a simulator for all, a proxy a module, and a simulator for a test alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shared_sim() -> Iterator[Sim]:
         yield sim
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_proxy(shared_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """A proxy with a login that lives for hours, for tests that do not disturb it."""
     home = Home(tmp_path_factory.mktemp("home"))

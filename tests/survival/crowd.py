@@ -59,7 +59,7 @@ def proxy(name: str, **settings: object) -> Participant:
     @contextmanager
     def taking_part(rig: Rig) -> Iterator[Owner]:
         state = rig.home.path / name / "auth_state.json"
-        with rig.proxy(HERMES_POLL_INTERVAL=0.1, GROK_PROXY_AUTH_STATE=state, **settings) as running:
+        with rig.proxy(HERMES_POLL_INTERVAL=0.5, GROK_PROXY_AUTH_STATE=state, **settings) as running:
 
             def ask() -> None:
                 chat(running)
