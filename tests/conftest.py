@@ -1,4 +1,4 @@
-"""Fixtures for whole-process tests: a simulator for all, a proxy a module, and a simulator for a test alone."""
+"""Fixtures for whole-process tests: a simulator for all, a proxy a module, a simulator for a test alone."""
 
 from __future__ import annotations
 
