@@ -10,13 +10,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.harness import PATIENCE, Home, Output, ending, environment, provider_store, proxy_running, start
+from tests.harness import (
+    PATIENCE,
+    Home,
+    Output,
+    Proxy,
+    ending,
+    environment,
+    provider_store,
+    proxy_running,
+    start,
+)
 from tests.sim.harness import Sim, client
+from tests.test_workers import stopped, wait_until, workers_of
 
 AGAIN = "The settings were read again"
 KEY = "canary-key-0123456789"
@@ -67,6 +79,31 @@ def test_reload(home: Home, own_sim: Sim, workers: int) -> None:
         assert asked() == 200
         assert proxy.stop() == 0
     assert KEY not in proxy.err.text()
+
+
+def is_replaced(proxy: Proxy, worker: int) -> bool:
+    now = workers_of(proxy)
+    return worker not in now and len(now) == 2
+
+
+def test_replaced_worker(home: Home, own_sim: Sim) -> None:
+    """A worker that is replaced goes by what the others go by, and not by what the file says by now."""
+    home.write_store(provider_store(own_sim.login()))
+    write_settings(home, "PROXY_ALLOWED_HOSTS=old.example")
+    with proxy_running(home, own_sim, PROXY_WORKERS=2) as proxy:
+        elsewhere = home.path / "elsewhere/auth_state.json"
+        write_settings(home, "PROXY_ALLOWED_HOSTS=new.example", f"GROK_PROXY_AUTH_STATE={elsewhere}")
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: sum(AGAIN in line for line in proxy.err.lines) == 2)
+        for unheeded in ("PROXY_DRAIN_TIMEOUT=soon", "PROXY_ALLOWED_HOSTS=newest.example"):
+            write_settings(home, unheeded)
+            first, *others = sorted(workers_of(proxy))
+            os.kill(first, signal.SIGKILL)
+            wait_until(partial(is_replaced, proxy, first))
+            with stopped(set(others)), client(proxy.url, timeout=PATIENCE) as http:  # so the new one answers
+                assert http.get("/v1/models", headers={"host": "new.example"}).status_code == 200
+                assert http.get("/v1/models", headers={"host": "newest.example"}).status_code == 421
+        assert not elsewhere.parent.exists()
 
 
 @contextmanager

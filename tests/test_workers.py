@@ -353,7 +353,7 @@ def test_reload_while_one_starts() -> None:
     def nothing() -> None:
         pass
 
-    workers = Workers(3, [], "", on_ready=nothing, on_end=nothing, on_hangup=nothing)
+    workers = Workers(3, [], "", dict, on_ready=nothing, on_end=nothing, on_hangup=nothing)
     first, second, third = process("first"), process("second"), process("third")
     workers._running |= {first, second, third}  # noqa: SLF001 - no process can be made to start at the right moment
     workers._serves(first)  # noqa: SLF001

@@ -41,7 +41,7 @@ from grok_oauth_proxy.proxy.handler import Proxy
 from grok_oauth_proxy.proxy.key_ring import KeyRing
 from grok_oauth_proxy.proxy.recovery import Recovery
 from grok_oauth_proxy.proxy.upstream import Api, Upstream
-from grok_oauth_proxy.safe_start import prepare_state, refuse_open_door
+from grok_oauth_proxy.safe_start import heeded, prepare_state
 from grok_oauth_proxy.settings import RELOADED, Settings
 from grok_oauth_proxy.tasks.background import background
 from grok_oauth_proxy.tasks.prewarm import keep_connections_warm, keep_token_fresh
@@ -82,8 +82,7 @@ class Service:
         changed = {
             name for name in Settings.model_fields if getattr(wanted, name) != getattr(self.settings, name)
         }
-        new = self.settings.model_copy(update={name: getattr(wanted, name) for name in RELOADED})
-        refuse_open_door(new)
+        new = heeded(self.settings, wanted)
         self._app, self.settings = self._make(new), new
         return SettingsReloaded(tuple(sorted(changed & RELOADED)), tuple(sorted(changed - RELOADED)))
 

@@ -32,9 +32,9 @@ from grok_oauth_proxy.events import SettingsRefused
 from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, bounds, listeners
 from grok_oauth_proxy.observe.log import announce, configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
-from grok_oauth_proxy.safe_start import prepare_state, refuse_unsafe_start
+from grok_oauth_proxy.safe_start import heeded, prepare_state, refuse_unsafe_start
 from grok_oauth_proxy.secrecy import keep_memory_private
-from grok_oauth_proxy.settings import Settings, load_settings
+from grok_oauth_proxy.settings import RELOADED, Settings, added_by_file, load_settings
 from grok_oauth_proxy.systemd import Manager, inherited_sockets
 from grok_oauth_proxy.workers import READY, Workers, metrics_folder
 
@@ -93,7 +93,7 @@ def run(settings: Settings, *, workers_sockets: Sequence[int] = ()) -> int:
 def _take_what_is_there_as_kept() -> None:
     """A full look for garbage leaves it out from now on, and holds up requests for no time."""
     gc.freeze()
-    gc.set_threshold(700)  # Python's own
+    gc.set_threshold(2000 if sys.version_info >= (3, 13) else 700)  # Python's own
 
 
 def _for_sockets(opened: Sequence[socket.socket]) -> AsOpened:
@@ -190,21 +190,40 @@ async def _supervise(start: _Start) -> int:
     prepare_state(start.settings, log_event)
     with _listening(start) as found, metrics_folder() as folder:
         async with _reassured(start.manager):
+            counting = _Counting(start)
             workers = Workers(
                 start.settings.proxy_workers,
                 [listener.socket for listener in found],
                 folder,
+                lambda: counting.added,
                 on_ready=partial(_greet, start, found),
                 on_end=partial(start.manager.tell, "STOPPING=1"),
-                on_hangup=None if start.at_terminal else _log_as_set,
+                on_hangup=None if start.at_terminal else counting.read_again,
             )
             return await workers.run()
 
 
-def _log_as_set() -> None:
-    with suppress(ProxyError):  # the workers tell
-        settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
+class _Counting:
+    """What counts of the settings file for a worker that starts now: what counts for the others, too.
+
+    Law: what counts only after a restart stays as it was at the start, whatever the file says by now.
+    """
+
+    def __init__(self, start: _Start) -> None:
+        self._start = start
+        self._settings = start.settings
+        self.added = added_by_file()
+
+    def read_again(self) -> None:
+        """As the workers do (`_reload`), who tell of it."""
+        with suppress(ProxyError):
+            wanted = self._start.as_opened(load_settings())
+            server_context(self._start.settings)
+            self._settings = heeded(self._settings, wanted)
+            kept = {name: value for name, value in self.added.items() if name.lower() not in RELOADED}
+            new = {name: value for name, value in added_by_file().items() if name.lower() in RELOADED}
+            self.added = kept | new
+            configure_logging(wanted.log_level, wanted.log_format)
 
 
 @asynccontextmanager
@@ -251,7 +270,7 @@ async def _work(start: _Start, running_app: RunningApp, sockets: list[socket.soc
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
             def orphaned() -> None:
-                """Nobody writes to it: it can be read once the process that started this one is gone."""
+                """Nobody writes to it any more: it can be read once who started this process is gone."""
                 loop.remove_reader(parent)
                 server.should_exit = True
 
@@ -289,7 +308,7 @@ def _greet(start: _Start, found: Sequence[Listener]) -> None:
             continue
         wanted, port = start.settings.proxy_port, listener.socket.getsockname()[1]
         if wanted < port <= wanted + FURTHER_PORTS and wanted and not start.opened:
-            announce(f"Port {wanted} is in use by another program, so another one was taken.")
+            announce(f"Port {wanted} is in use, so another one was taken.")
         announce(f"grok-oauth-proxy is ready: {listener.address}/v1")
     start.manager.tell("READY=1", f"STATUS=Serving {found[0].address}")
 

@@ -10,7 +10,7 @@ from grok_oauth_proxy.credentials.state import StateFile
 from grok_oauth_proxy.errors import StartRefused, StoreProblem
 from grok_oauth_proxy.events import Observer, StoreTrouble
 from grok_oauth_proxy.origins import is_loopback
-from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, Settings
+from grok_oauth_proxy.settings import MIN_API_KEY_LENGTH, RELOADED, Settings
 
 
 def refuse_unsafe_start(settings: Settings) -> None:
@@ -40,6 +40,16 @@ def refuse_open_door(settings: Settings) -> None:
     # Where there is a file of keys, one of them is demanded, even after the last was revoked.
     if len(key) < MIN_API_KEY_LENGTH and (key or KeysFile(settings.keys_file).stamp() is None):
         raise _open_without_key(settings)
+
+
+def heeded(current: Settings, wanted: Settings) -> Settings:
+    """`current`, with what may change while it runs as `wanted`.
+
+    Raises `StartRefused` for what no start would be allowed with.
+    """
+    new = current.model_copy(update={name: getattr(wanted, name) for name in RELOADED})
+    refuse_open_door(new)
+    return new
 
 
 def _open_without_key(settings: Settings) -> StartRefused:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -195,14 +195,15 @@ RELOADED = frozenset(
 """What may change while the proxy runs. All else counts after a restart."""
 
 
-def load_settings() -> Settings:
+def load_settings(added: Mapping[str, str] | None = None) -> Settings:
     """Read and check the environment and the settings file, again if need be; the environment wins.
 
-    Raises `ConfigurationError` that names the first bad variable. What the file says stands in the
-    environment afterwards, for those that read their own variables there: the egress proxy, TLS, tracing.
+    `added` counts in the place of what the file says, where another process has read that. Raises
+    `ConfigurationError` that names the first bad variable. What the file says stands in the environment
+    afterwards, for those that read their own variables there: the egress proxy, TLS, tracing.
     """
     try:
-        return _checked(_added_by_file())
+        return _checked(_read_file() if added is None else dict(added))
     except RuntimeError:
         # Path.home() finds neither HOME nor a password entry.
         raise ConfigurationError("No home directory is known. Set HOME.") from None
@@ -211,6 +212,11 @@ def load_settings() -> Settings:
 def environment_as_given() -> dict[str, str]:
     """The environment without what the settings file has added, for processes that read the file too."""
     return {name: value for name, value in os.environ.items() if name not in _from_file}
+
+
+def added_by_file() -> dict[str, str]:
+    """What the settings file has added to the environment, as it was read last."""
+    return {name: os.environ[name] for name in _from_file if name in os.environ}
 
 
 def given_settings() -> dict[str, str]:
@@ -225,7 +231,7 @@ def given_settings() -> dict[str, str]:
     return found
 
 
-def _added_by_file() -> dict[str, str]:
+def _read_file() -> dict[str, str]:
     """What the settings file says and the environment does not."""
     path = settings_file()
     try:
@@ -248,7 +254,7 @@ def _added_by_file() -> dict[str, str]:
 
 def _checked(added: dict[str, str]) -> Settings:
     """The settings of the environment and what is `added`, which stays there unless they are bad."""
-    before = {name: os.environ[name] for name in _from_file if name in os.environ}
+    before = added_by_file()
     _replace_added(added)
     try:
         settings = _read()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import stat
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,16 @@ _SHORTEST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 _LONG_LIFE: Final = 60.0
 """Seconds. The pause before a replacement doubles each time, until a worker has lived this long."""
+
+
+def settings_handed_over() -> Mapping[str, str] | None:
+    """What the process that started this worker wants to count of the settings file; None by hand."""
+    line = b"" if os.isatty(0) else sys.stdin.buffer.readline()
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
 
 
 @contextmanager
@@ -59,13 +70,17 @@ def _remove_left_over(folder: Path) -> None:
 
 
 class Workers:
-    """`count` processes that serve `sockets`; their metrics add up in `folder`."""
+    """`count` processes that serve `sockets`; their metrics add up in `folder`.
+
+    `added`: what counts for them of the settings file, which they do not read before they are told to.
+    """
 
     def __init__(
         self,
         count: int,
         sockets: Sequence[socket.socket],
         folder: str,
+        added: Callable[[], Mapping[str, str]],
         *,
         on_ready: Callable[[], object],
         on_end: Callable[[], object],
@@ -74,6 +89,7 @@ class Workers:
         self._count = count
         self._sockets = sockets
         self._folder = folder
+        self._added = added
         self._on_ready = on_ready
         self._on_end = on_end
         self._on_hangup = on_hangup
@@ -153,12 +169,14 @@ class Workers:
         served = [argument for descriptor in descriptors for argument in ("--worker", str(descriptor))]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "grok_oauth_proxy", "serve", *served),
-            stdin=PIPE,  # it ends when this closes
+            stdin=PIPE,  # a line of settings; it ends when this closes
             stdout=PIPE,
             pass_fds=descriptors,
             env={**environment_as_given(), "PROMETHEUS_MULTIPROC_DIR": self._folder},
             start_new_session=True,  # Ctrl-C in a terminal would reach it as a second signal
         )
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        process.stdin.write(json.dumps(self._added()).encode() + b"\n")
         self._running.add(process)
         if self._ending.is_set():
             process.terminate()

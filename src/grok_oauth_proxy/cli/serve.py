@@ -20,7 +20,12 @@ def serve(worker: tuple[int, ...]) -> None:
     # settings are read: a wrong one is told at once.
     from grok_oauth_proxy.settings import load_settings
 
-    settings = load_settings()
+    handed_over = None
+    if worker:
+        from grok_oauth_proxy.workers import settings_handed_over
+
+        handed_over = settings_handed_over()
+    settings = load_settings(handed_over)
     from grok_oauth_proxy import daemon
 
     sys.exit(daemon.run(settings, workers_sockets=worker))
