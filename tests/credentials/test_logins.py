@@ -18,9 +18,9 @@ from grok_oauth_proxy.credentials.manager import TokenManager
 from grok_oauth_proxy.credentials.oauth import Terminal, Transient
 from grok_oauth_proxy.credentials.own import OwnStore
 from grok_oauth_proxy.credentials.state import State
-from grok_oauth_proxy.credentials.token import Grant
+from grok_oauth_proxy.credentials.token import Grant, Token
 from grok_oauth_proxy.errors import CredentialsUnavailable, StoreProblem
-from grok_oauth_proxy.events import LoginChanged, RefreshFailed, StoreTrouble
+from grok_oauth_proxy.events import Event, LoginChanged, Observer, RefreshFailed, StoreTrouble
 from grok_oauth_proxy.tasks.watcher import StoreWatcher
 from tests.credentials.fakes import (
     CLIENT,
@@ -46,11 +46,10 @@ class Place(World):
         super().__post_init__()
         self.own = OwnStore.beside(self.state_file.path)
 
-    def own_manager(self, *, client_id: str | None = None) -> TokenManager:
-        chain = Chain(self.own, self.own.file, self.events.append, client_id=client_id)
-        return TokenManager(
-            chain, self.server, window=300.0, observer=self.events.append, clock=self.hands.clock
-        )
+    def own_manager(self, *, client_id: str | None = None, observer: Observer | None = None) -> TokenManager:
+        tell = observer or self.events.append
+        chain = Chain(self.own, self.own.file, tell, client_id=client_id)
+        return TokenManager(chain, self.server, window=300.0, observer=tell, clock=self.hands.clock)
 
     def both(self) -> tuple[Logins, TokenManager, TokenManager]:
         own, hermes = self.own_manager(), self.manager()
@@ -79,6 +78,24 @@ async def refused(tokens: TokenManager | Logins) -> str:
 
 async def in_use(tokens: TokenManager | Logins) -> str:
     return (await tokens.get()).bearer.get_secret_value()
+
+
+async def test_asked_while_a_login_dies(place: Place) -> None:
+    """Who asks before the verdict is on the disk is served by the other login, as all who asked sooner."""
+    place.signed_in(expired("mine"))
+    place.hold(store(block(link("hermes"))))
+    place.server.script = [Terminal("invalid_grant")]
+    late: list[asyncio.Task[Token]] = []
+
+    def ask_at_once(event: Event) -> None:
+        if isinstance(event, RefreshFailed) and event.terminal and not late:
+            late.append(asyncio.create_task(logins.get()))
+
+    logins = Logins([place.own_manager(observer=ask_at_once), place.manager()], place.events.append)
+    await logins.start()
+    early = await logins.get()
+    assert await late[0] is early
+    assert place.server.sent == ["mine"]
 
 
 # What is on the disk is somebody's.

@@ -245,9 +245,11 @@ class TokenManager:
         return doubt.in_doubt(self._chain.sent_at, self._clock.wall())
 
     async def _refresh(self, refused: Token | None) -> None:
-        if self._history.blocked:
-            return
+        # One that runs is waited for even after its try has failed: only at its end is the verdict on the
+        # disk, and has the store been looked at once more.
         if self._refreshing is None:
+            if self._history.blocked:
+                return
             self._refreshing = asyncio.create_task(self._run_refresh(refused), name="token-refresh")
         await asyncio.shield(self._refreshing)
 
