@@ -33,7 +33,11 @@ esac
 import_export() {
     local folder
     for folder in "$PWD" "$started_in" "$HOME"; do
-        [ -f "$folder/xai-oauth.json" ] || continue
+        [ -e "$folder/xai-oauth.json" ] || [ -L "$folder/xai-oauth.json" ] || continue
+        if [ -L "$folder/xai-oauth.json" ] || [ ! -f "$folder/xai-oauth.json" ]; then
+            printf '✗ %s is not a file of its own, so it is not imported. Put the export itself there.\n' "$folder/xai-oauth.json"
+            return 1
+        fi
         printf 'Importing %s …\n' "$folder/xai-oauth.json"
         "$program" import --own "$folder/xai-oauth.json" | grep -v '^Delete the export' || return 1
         if ! rm -f "$folder/xai-oauth.json"; then
@@ -75,7 +79,7 @@ if [ $# -gt 0 ]; then
     import_export || result=1
     [ $# = 1 ] || "$program" service install || result=1
     check_all || result=1
-    [ $# = 2 ] || [ $result = 1 ] || printf 'To start it: %s serve, or as a service: %s service install\n' "$program" "$program"
+    [ $# = 2 ] || [ $result = 1 ] || "$program" status >/dev/null 2>&1 || printf 'To start it: %s serve, or as a service: %s service install\n' "$program" "$program"
     exit $result
 fi
 cat <<NEXT

@@ -30,6 +30,9 @@ def check_proxy(settings: Settings) -> list[Finding]:
         return [_health(found), ok("port", f"{found.address} is this proxy's.")]
     if found.code == "wrong_key":
         return [wrong("proxy", *cause_and_fix(found.message)), ok("port", f"{found.address} is a proxy's.")]
+    manager = at_hand()
+    if not isinstance(manager, Launchd) and manager.holds_port():  # to ask there would start it
+        return [note("proxy", "systemd holds its port, and starts it when the next client comes.")]
     return [note("proxy", *cause_and_fix(found.message)), _port(settings)]
 
 
@@ -107,7 +110,7 @@ def check_service() -> list[Finding]:
         return [_agent(manager, shown)]
     if shown is None:
         return [note("service", "Not applicable: there is no systemd for this user here.")]
-    systemctl = "systemctl" if manager.for_system else "systemctl --user"
+    systemctl = "sudo systemctl" if manager.for_system else "systemctl --user"
     if shown.get("LoadState") == "not-found":
         return [note("service", "The proxy is not installed as a service.", _INSTALL)]
     if shown.get("LoadState") not in ("loaded", "masked"):
@@ -125,11 +128,11 @@ def _life(shown: dict[str, str], systemctl: str) -> Finding:
     if active == "failed":
         return wrong("service", "The service has failed.", f"Its last lines say why. {_LOGS}")
     if active != "active":
-        fix = f"{systemctl} enable --now {SERVICE}"
+        fix = f"Run `{systemctl} enable --now {SERVICE}`."
         return note("service", f"The service is installed ({enabled}) but not running ({active}).", fix)
     if enabled != "enabled":
         sentence = f"The service runs, but does not start by itself ({enabled})."
-        return note("service", sentence, f"{systemctl} enable {SERVICE}")
+        return note("service", sentence, f"Run `{systemctl} enable {SERVICE}`.")
     return ok("service", "The service is running and starts by itself.")
 
 

@@ -33,7 +33,8 @@ def is_ours(path: Path) -> bool:
         return False
     except OSError as error:
         raise ProxyError(
-            f"{path} cannot be read: {error.strerror}. Look what is there.", code="not_ours"
+            f"{path} cannot be read: {error.strerror}. Make it readable, or remove it by hand.",
+            code="not_ours",
         ) from None
 
 

@@ -37,19 +37,16 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
     stale = [
         path for path in manager.paths if files.is_ours(path) and path not in {file.path for file in written}
     ]
-    if not dry_run:
-        files.refuse_foreign(manager.paths)
-        manager.require()
-        refuse_twin(manager)
-        _refuse_second_proxy(manager, settings)
-        with living_as(manager.person):
-            _make_folder(places)
-            if socket and settings.proxy_uds:  # systemd makes it, as root if the unit is the system's
-                check_place(settings.proxy_uds.absolute())
+    refusal = _refusal(manager, places, settings)
+    if refusal and not dry_run:
+        raise refusal
     show(manager, places, written, stale, carried, socket=socket)
     if dry_run:
+        if refusal:
+            click.echo(f"As things are, it would be refused: {refusal.message}", err=True)
         return
     with living_as(manager.person):
+        _make_folder(places)
         carry(places.settings_file, carried)
     if stale:
         run_all(manager.stop())
@@ -64,6 +61,22 @@ def install(manager: Manager, *, socket: bool, dry_run: bool) -> None:
         found = find_running(settings)
     where = f" at {found.address}" if isinstance(found, Running) else ""
     click.echo(f"The service is installed, and runs{where}. It starts {when_it_starts(manager)}.")
+
+
+def _refusal(manager: Manager, places: Places, settings: Settings) -> ProxyError | None:
+    """Why it cannot be installed as things are."""
+    try:
+        files.refuse_foreign(manager.paths)
+        manager.require()
+        refuse_twin(manager)
+        _refuse_second_proxy(manager, settings)
+        path = settings.proxy_uds
+        if path and (path.absolute().parent != places.state or places.state.exists()):  # which is made later
+            with living_as(manager.person):
+                check_place(path.absolute())
+    except ProxyError as error:
+        return error
+    return None
 
 
 def show(

@@ -65,8 +65,9 @@ def refuse_twin(manager: Manager) -> None:
     twin = Systemd(manager.person, for_system=not manager.for_system)
     if twin.service_file.exists():
         undo = command_line("service", "uninstall", as_root=twin.for_system)
+        who = "" if twin.for_system or twin.person == myself() else f", as {twin.person.name},"
         raise ProxyError(
-            f"It is installed as {twin.service_file} already, and two would fight over the port. First run "
-            f"`{undo}`.",
+            f"It is installed as {twin.service_file} already, and two would fight over the port. First "
+            f"run{who} `{undo}`.",
             code="installed_twice",
         )

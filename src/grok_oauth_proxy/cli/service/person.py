@@ -80,9 +80,15 @@ def living_as(person: Person) -> Iterator[None]:
     groups, group, home = os.getgroups(), os.getegid(), os.environ.get("HOME")
     switched = os.getuid() == 0 != person.uid
     if switched:
-        os.setgroups([person.gid])
-        os.setegid(person.gid)
-        os.seteuid(person.uid)
+        try:
+            os.setgroups([person.gid])
+            os.setegid(person.gid)
+            os.seteuid(person.uid)
+        except PermissionError:  # root without capabilities, in a container
+            raise ProxyError(
+                f"This root may not act as {person.name}. Run this as that user, without --system.",
+                code="needs_root",
+            ) from None
     os.environ["HOME"] = str(person.home)
     try:
         yield

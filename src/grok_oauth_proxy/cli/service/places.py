@@ -45,7 +45,13 @@ def command_line(*words: str, as_root: bool) -> str:
 
 def find_places(settings: Settings) -> Places:
     """The places of this install, and those that the settings name. Raises `ProxyError`."""
-    program = this_program()
+    try:
+        program = this_program()
+    except PermissionError as error:  # for another person than who runs this
+        raise ProxyError(
+            f"{error.filename} is out of reach for that user. Install this program where they can run it.",
+            code="bad_place",
+        ) from None
     files = [settings.grok_proxy_auth_state, *settings.hermes_stores]
     if settings.proxy_uds:
         files.append(settings.proxy_uds)

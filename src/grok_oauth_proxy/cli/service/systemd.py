@@ -103,7 +103,9 @@ class Systemd:
     @property
     def start_line(self) -> str:
         """What a person types to start it."""
-        return self._line("start", SERVICE)
+        if self.socket_file.exists():
+            return self._line("start", SOCKET, SERVICE)
+        return self._line("restart", SERVICE)
 
     def stop(self) -> list[list[str]]:
         """The commands before the files are removed."""
@@ -125,6 +127,10 @@ class Systemd:
     def log_command(self, lines: int, *, follow: bool) -> list[str]:
         scope = [] if self.for_system else ["--user"]
         return ["journalctl", *scope, "-u", SERVICE, "-n", str(lines), *(["-f"] if follow else [])]
+
+    def holds_port(self) -> bool:
+        """Whether it listens for the proxy, and starts it when somebody connects."""
+        return (self._ask("is-active", SOCKET) or "").strip() == "active"
 
     def view(self) -> dict[str, str] | None:
         """Properties of the unit (systemctl(1)); None where this systemd does not answer."""
