@@ -187,6 +187,18 @@ def test_address_of_the_newest(home: Home, own_sim: Sim) -> None:
     assert not address.exists()
 
 
+def test_address_of_the_one_before(home: Home, own_sim: Sim) -> None:
+    """When a second proxy ends, the address on file is that of the first again, which still runs."""
+    home.write_store(provider_store(own_sim.login()))
+    address = home.state.with_name("address")
+    with proxy_running(home, own_sim) as older:
+        with proxy_running(home, own_sim) as newer:
+            assert newer.stop() == 0
+        assert address.read_text() == older.url + "\n"
+        assert older.stop() == 0
+    assert not address.exists()
+
+
 def test_next_port(home: Home, own_sim: Sim) -> None:
     """A busy port is passed over for the next free one, said on start and kept in the state folder."""
     home.write_store(provider_store(own_sim.login()))

@@ -29,7 +29,7 @@ from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.certificate import out_of_time, reload_certificate, server_context
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
 from grok_oauth_proxy.events import SettingsRefused
-from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, bounds, listeners
+from grok_oauth_proxy.listening import FURTHER_PORTS, UNIX, Listener, bounds, is_listened_at, listeners
 from grok_oauth_proxy.observe.log import announce, configure_logging, log_event
 from grok_oauth_proxy.origins import is_loopback
 from grok_oauth_proxy.safe_start import heeded, prepare_state, refuse_unsafe_start
@@ -330,8 +330,14 @@ def _warnings(start: _Start, found: Sequence[Listener]) -> Iterator[str]:
 
 @contextmanager
 def _address_kept(path: Path, url: str) -> Iterator[None]:
-    """Keep the address where other commands find it, for as long as this process serves it."""
+    """Keep the address where other commands find it, for as long as this process serves it.
+
+    That of a proxy that ran before stands there again afterwards, if it still runs.
+    """
+    before = ""
     try:
+        with suppress(FileNotFoundError, UnicodeDecodeError):
+            before = path.read_text()
         path.write_text(url + "\n")
     except OSError as error:
         raise StartRefused(
@@ -342,7 +348,10 @@ def _address_kept(path: Path, url: str) -> Iterator[None]:
     finally:
         with suppress(OSError):
             if path.read_text() == url + "\n":
-                path.unlink()
+                if before != url + "\n" and is_listened_at(before.rstrip("\n")):
+                    path.write_text(before)
+                else:
+                    path.unlink()
 
 
 async def _no_app(*_: object) -> None:

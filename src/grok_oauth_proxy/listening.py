@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from grok_oauth_proxy.errors import ConfigurationError, StartRefused
 from grok_oauth_proxy.http1.crowd import Bounds
@@ -25,6 +26,8 @@ _RESERVE: Final = 128
 """Descriptors for what is no connection, and for what is accepted while others are being closed."""
 _OPEN_MAX: Final = 10240
 """What macOS takes where its hard limit is none."""
+_PROBE: Final = 1.0
+"""Seconds to connect to what may listen on this machine."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _OVERFLOW: Final = 65534
 """Who owns what belongs to nobody in this user namespace (user_namespaces(7))."""
@@ -192,9 +195,24 @@ def _is_trusted(owner: int) -> bool:
     return owner in (os.geteuid(), 0, _OVERFLOW)
 
 
+def is_listened_at(address: str) -> bool:
+    """Whether somebody listens at an address of a `Listener`."""
+    try:
+        if address.startswith(UNIX):
+            path = Path(address.removeprefix(UNIX))
+            return path.is_socket() and _answers(path)
+        url = urlsplit(address)
+        if url.hostname is None or url.port is None:
+            return False
+        socket.create_connection((url.hostname, url.port), _PROBE).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+        probe.settimeout(_PROBE)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:

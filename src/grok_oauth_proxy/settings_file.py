@@ -47,6 +47,12 @@ def read_settings_file(path: Path) -> dict[str, str]:
     return dict(_settings(path, content))
 
 
+def name_in(line: str) -> str | None:
+    """The name that a line of the file gives a value; None where it gives none."""
+    match = _LINE.fullmatch(line.strip())
+    return match[1] if match else None
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """A pipe in its place would be waited for until somebody writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -144,7 +144,9 @@ def test_install_and_uninstall(home: Home) -> None:
     assert files_of(home) - before == {UNIT, SOCKET, "asked"}
     assert (home.path / UNIT).read_text().strip() == written(dry.stdout)[home.path / UNIT].strip()
     assert stat.S_IMODE((home.path / UNIT).stat().st_mode) == 0o644
-    assert (home.path / SETTINGS).read_text().splitlines()[:2] == ["LOG_LEVEL=debug", "PROXY_PORT=1"]
+    lines = (home.path / SETTINGS).read_text().splitlines()
+    assert (lines[0], [line for line in lines if "PORT" in line]) == ("LOG_LEVEL=debug", ["PROXY_PORT=9996"])
+    assert stat.S_IMODE((home.path / SETTINGS).stat().st_mode) == 0o600
     assert read_settings_file(home.path / SETTINGS) == {
         "LOG_LEVEL": "debug",
         "PROXY_PORT": "9996",
@@ -163,7 +165,7 @@ def test_install_and_uninstall(home: Home) -> None:
     assert asked(home) == []
     ended = run(env, "service", "install")
     assert ended.returncode == 0, ended.stderr
-    assert "is added" not in ended.stdout  # it is there by now
+    assert "is added, to stay" not in ended.stdout  # it is there by now
     assert not (home.path / SOCKET).exists()
     told = [line.strip() for line in dry.stdout.split("Then these are run:\n")[1].splitlines()]
     assert [f"systemctl {line}" for line in asked(home) if line.startswith("--user")] == told[:4]

@@ -12,7 +12,7 @@ from typing import Final
 
 from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.settings import Settings, given_settings
-from grok_oauth_proxy.settings_file import read_settings_file
+from grok_oauth_proxy.settings_file import name_in, read_settings_file
 
 _PATHS: Final = {"SSL_CERT_FILE"} | {
     name.upper() for name, field in Settings.model_fields.items() if field.annotation in (Path, Path | None)
@@ -34,15 +34,22 @@ def _seen_from_anywhere(name: str, value: str) -> str:
 
 
 def carry(path: Path, values: Mapping[str, str]) -> None:
-    """Add them to the file; a later line wins over an earlier one. Raises `ConfigurationError`."""
+    """Write them into the file, in the place of lines that say otherwise. Raises `ConfigurationError`."""
     if not values:
         return
-    lines = "".join(f"{name}={_written(name, value)}\n" for name, value in values.items())
+    added = "".join(f"{name}={_written(name, value)}\n" for name, value in values.items())
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as file:
-            before = file.read()
-            file.write((b"\n" if before and not before.endswith(b"\n") else b"") + lines.encode())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        before = target.read_text("utf-8-sig") if target.exists() else ""
+        kept = "".join(f"{line}\n" for line in before.splitlines() if name_in(line) not in values)
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write((kept + added).encode())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}. Make it writable.") from None
 

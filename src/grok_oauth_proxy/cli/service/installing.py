@@ -95,7 +95,9 @@ def show(
     click.echo(f"The folder {places.state} is made, if it is not there.\n")
     if carried:
         names = ", ".join(sorted(carried))
-        click.echo(f"A service does not see this shell. To {places.settings_file} is added: {names}\n")
+        click.echo(
+            f"A service does not see this shell. To {places.settings_file} is added, to stay: {names}\n"
+        )
     for path in stale:
         click.echo(f"This is removed, an earlier install wrote it: {path}\n")
     click.echo("Then these are run:")
