@@ -190,20 +190,20 @@ async def _supervise(start: _Start) -> int:
     prepare_state(start.settings, log_event)
     with _listening(start) as found, metrics_folder() as folder:
         async with _reassured(start.manager):
-            counting = _Counting(start)
+            handed_over = _HandedOver(start)
             workers = Workers(
                 start.settings.proxy_workers,
                 [listener.socket for listener in found],
                 folder,
-                lambda: counting.added,
+                lambda: handed_over.added,
                 on_ready=partial(_greet, start, found),
                 on_end=partial(start.manager.tell, "STOPPING=1"),
-                on_hangup=None if start.at_terminal else counting.read_again,
+                on_hangup=None if start.at_terminal else handed_over.read_again,
             )
             return await workers.run()
 
 
-class _Counting:
+class _HandedOver:
     """What counts of the settings file for a worker that starts now: what counts for the others, too.
 
     Law: what counts only after a restart stays as it was at the start, whatever the file says by now.

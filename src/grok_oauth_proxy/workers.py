@@ -39,7 +39,7 @@ _LONG_LIFE: Final = 60.0
 
 def settings_handed_over() -> Mapping[str, str] | None:
     """What the process that started this worker wants to count of the settings file; None by hand."""
-    line = b"" if os.isatty(0) else sys.stdin.buffer.readline()
+    line = b"" if sys.stdin is None or os.isatty(0) else sys.stdin.buffer.readline()
     try:
         told = json.loads(line)
     except ValueError:
