@@ -255,6 +255,17 @@ def test_what_watches_over_workers_is_small() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
+def test_what_serves_does_not_draw() -> None:
+    """The application comes without Rich and Pygments, which httpx loads for a command line of its own."""
+    code = (
+        "import contextlib, sys; from grok_oauth_proxy.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--version'])\n"
+        f"import {PACKAGE}.app; print({{'httpx', 'pygments', 'rich'}} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "{'httpx'}"
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_short_rooms(path: Path) -> None:
     """No module has 400 lines or more, and no function 60."""

@@ -25,7 +25,7 @@ while True:
     places = store.get("credential_pool", {}).get("xai-oauth", []) + ([block["tokens"]] if block else [])
     assert places and all(place["access_token"] and place["refresh_token"] for place in places)
     print("whole", flush=True)
-    time.sleep(0.005)
+    time.sleep(0.01)
 """
 
 
@@ -80,7 +80,7 @@ def command(name: str, state: str, *, codes: tuple[int, ...] = (0,)) -> Particip
         def run_it() -> None:
             ended = run(env, name)
             assert (ended.returncode in codes, ended.stderr) == (True, ""), ended.stdout + ended.stderr
-            time.sleep(10 * _PAUSE)
+            time.sleep(20 * _PAUSE)
 
         yield Owner(run_it)
 
@@ -145,5 +145,5 @@ class Crowd:
     def work_until(self, enough: Callable[[], bool], patience: float) -> None:
         """Until `enough`, the first failure, or the end of the patience (seconds)."""
         deadline = time.monotonic() + patience
-        while not (enough() or self._ending.wait(0.1)):
+        while not (enough() or self._ending.wait(0.25)):
             assert time.monotonic() < deadline, self.turns

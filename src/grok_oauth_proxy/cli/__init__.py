@@ -61,6 +61,8 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit. What a user can cause ends in one line, never in a traceback."""
     gc.set_threshold(50_000)  # imports leave no garbage, and looking for it takes a fifth of their time
+    # httpx loads a command line of its own where Rich is there, with Pygments: 3 MB and 50 ms for nothing.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # like one that is not installed
     try:
         commands.main(args=arguments, prog_name="grok-oauth-proxy")
     except ProxyError as error:
