@@ -31,7 +31,7 @@ esac
 
 # import_export: takes over the first export that is found, and removes the file: a login has one place.
 import_export() {
-    local folder
+    local folder imported
     for folder in "$PWD" "$started_in" "$HOME"; do
         [ -e "$folder/xai-oauth.json" ] || [ -L "$folder/xai-oauth.json" ] || continue
         if [ -L "$folder/xai-oauth.json" ] || [ ! -f "$folder/xai-oauth.json" ]; then
@@ -39,7 +39,9 @@ import_export() {
             return 1
         fi
         printf 'Importing %s …\n' "$folder/xai-oauth.json"
-        "$program" import --own "$folder/xai-oauth.json" | grep -v '^Delete the export' || return 1
+        imported=$("$program" import --own "$folder/xai-oauth.json") || return 1
+        printf '%s\n' "$imported" | grep -v '^Delete the export'
+        code=$(printf '%s\n' "$imported" | grep '^Confirmation code: ')
         if ! rm -f "$folder/xai-oauth.json"; then
             printf '✗ The login was imported, but the export is still there, and holds it. Remove it: rm %s\n' "$folder/xai-oauth.json"
             return 1
@@ -75,11 +77,14 @@ if [ "${1:-}" = --demo ]; then
 fi
 if [ $# -gt 0 ]; then
     result=0
+    code=
     printf 'grok-oauth-proxy is installed: %s\n' "$program"
     import_export || result=1
     [ $# = 1 ] || "$program" service install || result=1
     check_all || result=1
     [ $# = 2 ] || [ $result = 1 ] || "$program" status >/dev/null 2>&1 || printf 'To start it: %s serve, or as a service: %s service install\n' "$program" "$program"
+    # Once more, below a unit of ninety lines: somebody waits for it at the other end.
+    [ -z "$code" ] || printf '%s (for the export that waits for it)\n' "$code"
     exit $result
 fi
 cat <<NEXT

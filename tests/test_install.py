@@ -95,10 +95,30 @@ def test_headless(tree: Path, own_sim: Sim) -> None:
     ended = install(tree, "--headless", "--enable-service", **settings)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "none wrong" in ended.stdout
+    assert ended.stdout.splitlines()[-1].startswith("Confirmation code: ")
     assert tokens["refresh_token"] not in ended.stdout
     assert not export.exists()
     assert (tree / ".local/state/grok-oauth-proxy/login.json").exists()
     assert (tree / ".config/systemd/user/grok-oauth-proxy.service").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "dangling"])
+def test_not_an_export(tmp_path: Path, kind: str) -> None:
+    """What lies in the place of an export and is none is neither imported nor removed, and it is named."""
+    place = tmp_path / "xai-oauth.json"
+    if kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(tmp_path if kind == "link" else "nowhere")
+    text = (ROOT / "install.sh").read_text()
+    function = text[text.index("import_export()") : text.index("# check_all")]
+    run_it = f"started_in=$PWD; program=false; {function} import_export"
+    ended = subprocess.run(
+        ["/bin/bash", "-c", run_it], cwd=tmp_path, env={"HOME": "/"}, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert f"{place} is not a file of its own" in ended.stdout
+    assert os.path.lexists(place)
 
 
 def test_install_without_python(tmp_path: Path) -> None:

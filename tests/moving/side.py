@@ -135,11 +135,16 @@ class Moving:
     document: str
     err: Output
 
+    def type(self, text: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
     def answer(self, line: str | None) -> int:
         """Type this line, or end the input with None; the exit code."""
-        assert self.process.stdin
         if line is not None:
-            self.process.stdin.write(line + "\n")
+            self.type(line + "\n")
+        assert self.process.stdin
         self.process.stdin.close()
         return self.process.wait(PATIENCE)
 

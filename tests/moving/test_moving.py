@@ -67,6 +67,20 @@ def test_without_the_code(here: Side, shared_sim: Sim, line: str | None) -> None
     assert here.files() == before
 
 
+def test_mistyped(here: Side, there: Side, shared_sim: Sim) -> None:
+    """A wrong code is asked for again, while the lock stays held, and the right one still ends it."""
+    here.sign_in(shared_sim)
+    with here.moving() as export:
+        code = code_in(there.run("import", given=export.document).stdout)
+        for wrong in ("AAAA-AAAA\n", f"\n{'x' * 5000}\n"):
+            told = len(export.err.lines)
+            export.type(wrong)
+            export.err.wait_for("That is not the code of this login", after=told)
+            assert here.is_locked()
+        assert export.answer(f" {code.replace('-', ' ')}") == 0
+    assert here.home.refresh_tokens() == set()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ended_while_it_waits(here: Side, shared_sim: Sim, number: signal.Signals) -> None:
     """However it is ended, nothing is removed and the lock is free again."""

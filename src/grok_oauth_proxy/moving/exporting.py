@@ -11,6 +11,7 @@ import os
 import select
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,12 @@ _TO_BE_MOVED = (
     "Import it on the other side now. Until then nobody here can refresh the login: its lock is held, for "
     "ten minutes at most."
 )
-_NOT_REMOVED = "Nothing was removed here. If the other side has imported the login, it has two owners now."
+_NOT_REMOVED = (
+    "Nothing was removed here. If the other side has imported the login, it has two owners now: run this "
+    "again and give the code which that import showed, or sign in again on one side."
+)
+_LONGEST_LINE = 1024
+"""Bytes, after which a line counts as ended."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +135,36 @@ def _close_to_others(descriptor: int) -> None:
 
 
 def _confirm(document: Document) -> None:
-    """Wait for the code on stdin; raise `Problem` when it is wrong or does not come."""
+    """Ask for the code on stdin until it is given; raise `Problem` when it does not come in time."""
+    _ask_for_code()
+    for line in _typed(time.monotonic() + _PATIENCE):
+        if "".join(line.split()).upper().replace("-", "") == document.code.replace("-", ""):
+            return
+        _tell("That is not the code of this login.")
+        _ask_for_code()
+    raise Problem(f"The input ended without the confirmation code. {_NOT_REMOVED}")
+
+
+def _typed(deadline: float) -> Iterator[str]:
+    """The lines of stdin, as they come, to the end; raise `Problem` at the deadline (`time.monotonic`)."""
+    rest = b""
+    while True:
+        while b"\n" not in rest and len(rest) < _LONGEST_LINE:
+            if not select.select([sys.stdin], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise Problem(f"No confirmation code came in time. {_NOT_REMOVED}")
+            read = os.read(sys.stdin.fileno(), _LONGEST_LINE)
+            if not read:
+                if rest:
+                    yield rest.decode(errors="replace")
+                return
+            rest += read
+        line, _, rest = rest.partition(b"\n")
+        yield line.decode(errors="replace")
+
+
+def _ask_for_code() -> None:
     sys.stderr.write("Confirmation code shown by the import: ")
     sys.stderr.flush()
-    if not select.select([sys.stdin], [], [], _PATIENCE)[0]:
-        raise Problem(f"No confirmation code came in time. {_NOT_REMOVED}")
-    given = sys.stdin.readline()
-    if not given:
-        raise Problem(f"There was no confirmation code. {_NOT_REMOVED}")
-    if "".join(given.split()).upper().replace("-", "") != document.code.replace("-", ""):
-        raise Problem(f"That is not the code of this login. {_NOT_REMOVED}")
 
 
 def _tell(sentence: str) -> None:
