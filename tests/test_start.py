@@ -355,3 +355,24 @@ def test_json_from_the_first_line(home: Home, own_sim: Sim) -> None:
     assert [line["level"] for line in said[:2]] == ["warning", "info"]
     assert "not encrypted" in said[0]["message"]
     assert said[2]["status"] == 401
+
+
+_INTERRUPTED_AT = """
+import os, runpy, signal, sys
+at = sys.argv.pop(1)
+def interrupt(event, arguments):
+    if event == "import" and arguments[0] == at:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(interrupt)
+runpy.run_module("grok_oauth_proxy", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "pydantic_settings", "fastapi", "grok_oauth_proxy.server"])
+def test_interrupted(home: Home, shared_sim: Sim, module: str) -> None:
+    """Ctrl-C while the daemon starts ends it with 130 and without a traceback, whatever is being loaded."""
+    home.write_store(provider_store(shared_sim.login()))
+    command = [sys.executable, "-c", _INTERRUPTED_AT, module, "serve"]
+    ended = subprocess.run(command, env=environment(home, shared_sim), capture_output=True, text=True)
+    told = ended.stdout + ended.stderr
+    assert (ended.returncode, "Traceback" in told, "Aborted" in told) == (130, False, False)

@@ -64,7 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # httpx loads a command line of its own where Rich is there, with Pygments: 3 MB and 50 ms for nothing.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # like one that is not installed
     try:
-        commands.main(args=arguments, prog_name="grok-oauth-proxy")
+        sys.exit(commands.main(args=arguments, prog_name="grok-oauth-proxy", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C, or a question that was not answered with yes
+        click.echo("Given up.", err=True)
+        sys.exit(130)
     except ProxyError as error:
         click.echo(f"grok-oauth-proxy: {error.message}", err=True)
         sys.exit(error.exit_code)
