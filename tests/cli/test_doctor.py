@@ -20,6 +20,7 @@ import trustme
 from pydantic import SecretStr
 
 from grok_oauth_proxy import __version__
+from grok_oauth_proxy.cli.checks.service import check_service
 from grok_oauth_proxy.cli.checks.stores import check_keys
 from grok_oauth_proxy.settings import Settings
 from tests.cli.canned import canned, closed_port
@@ -396,15 +397,31 @@ def test_port_of_another_proxy(home: Home, shared_sim: Sim) -> None:
         ("", "note", "Not applicable"),
     ],
 )
-def test_service(home: Home, shared_sim: Sim, tmp_path: Path, properties: str, state: str, said: str) -> None:
+def test_service(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, properties: str, state: str, said: str
+) -> None:
     """What systemd tells of the unit is told in plain words."""
     lines = properties.replace("|", "\n")
     program(tmp_path / "bin" / "systemctl", f"cat <<'END'\n{lines}\nEND")
-    env = environment(home, shared_sim)
-    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
-    finding = examine(env)[1]["service"]
-    assert finding["state"] == state
-    assert said in finding["sentence"]
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(home.path))
+    (finding,) = check_service()
+    assert (finding.state, said in finding.sentence) == (state, True)
+
+
+def test_port_that_systemd_holds(home: Home, shared_sim: Sim, tmp_path: Path) -> None:
+    """A port that systemd holds for the proxy is no fault, and is not asked: that would start the proxy."""
+    program(tmp_path / "bin" / "systemctl", 'case "$*" in *is-active*.socket) echo active ;; esac')
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        env = environment(home, shared_sim, PROXY_PORT=held.getsockname()[1])
+        env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
+        findings = examine(env)[1]
+        held.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            held.accept()
+    assert findings["proxy"]["state"] == "note"
+    assert "systemd holds its port" in findings["proxy"]["sentence"]
+    assert "port" not in findings
 
 
 def test_no_systemd(home: Home, shared_sim: Sim, tmp_path: Path) -> None:

@@ -15,15 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from grok_oauth_proxy.cli.service.person import behind_sudo
+from grok_oauth_proxy.cli.service.managers import refuse_twin
+from grok_oauth_proxy.cli.service.person import Person, behind_sudo
+from grok_oauth_proxy.cli.service.systemd import Systemd
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.settings_file import read_settings_file
-from tests.harness import Home, environment, provider_store, proxy_running, run
+from tests.credentials.users import as_root
+from tests.harness import UNPRIVILEGED, Home, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim
 
 UNIT = ".config/systemd/user/grok-oauth-proxy.service"
 SOCKET = ".config/systemd/user/grok-oauth-proxy.socket"
 SETTINGS = ".config/grok-oauth-proxy.env"
+FOR_DAEMON = ("service", "install", "--system", "--user", "daemon", "--dry-run")
 AGENT = "Library/LaunchAgents/local.grok-oauth-proxy.plist"
 KEY = "canary-of-the-proxy-key"
 MANAGER = """#!/bin/sh
@@ -124,6 +128,7 @@ def test_units_pass_the_real_systemd(home: Home, tmp_path: Path, system: bool) -
     assert values(service, "StateDirectory") == ([] if system else ["grok-oauth-proxy"])
     assert values(socket, "ListenStream") == ["127.0.0.1:9996", f"{shown}/run/sock"]
     assert values(socket, "SocketUser") == (["daemon"] if system else [])
+    assert values(socket, "RemoveOnStop") == ["yes"]  # the socket's file goes with the unit
 
 
 def test_install_and_uninstall(home: Home) -> None:
@@ -158,6 +163,7 @@ def test_install_and_uninstall(home: Home) -> None:
     told = [line.strip() for line in dry.stdout.split("Then these are run:\n")[1].splitlines()]
     assert [f"systemctl {line}" for line in asked(home) if line.startswith("--user")] == told[:5]
     assert "service uninstall" in told[-1]
+    assert "grok-oauth-proxy.socket is stopped" in run(env, "service", "status").stdout
 
     (home.path / "asked").unlink()
     dry = run(env, "service", "install", "--dry-run")
@@ -271,6 +277,38 @@ def test_sudo_finds_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     program = Path(sys.executable).with_name("grok-oauth-proxy")
     with pytest.raises(ProxyError, match=f"`sudo {program} service install --system --socket`"):
         behind_sudo(None, dry_run=False)
+
+
+def test_twin_of_another(tmp_path: Path) -> None:
+    """Where somebody has the service already, it is said who has to remove it first."""
+    someone = Person("someone", 4711, 4711, tmp_path)
+    own = Systemd(someone)
+    own.service_file.parent.mkdir(parents=True)
+    own.service_file.touch()
+    with pytest.raises(ProxyError, match=r"First run, as someone, `\S+ service uninstall`\.$"):
+        refuse_twin(Systemd(someone, for_system=True))
+
+
+@as_root
+def test_program_out_of_reach(tmp_path: Path) -> None:
+    """An account that may not enter the folder of the program is told so, before anything is written."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o700)
+    python = folder / "python"
+    python.symlink_to(os.path.realpath(sys.executable))
+    command = [str(python), "-m", "grok_oauth_proxy", *FOR_DAEMON]
+    env = {"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert f"{folder}/grok-oauth-proxy is out of reach for that user" in ended.stderr
+
+
+@as_root
+def test_root_that_may_nothing(home: Home) -> None:
+    """Root without capabilities, as in a container, is told that it cannot act for another account."""
+    ended = run(environment(home), *FOR_DAEMON, by=UNPRIVILEGED)
+    assert ended.returncode == 1
+    assert "This root may not act as daemon." in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["sock\nSocketMode=0666", "sock\\"], ids=["line", "backslash"])

@@ -7,6 +7,7 @@ import os
 from grok_oauth_proxy.cli.service.asking import told_by
 from grok_oauth_proxy.cli.service.launchd import Launchd
 from grok_oauth_proxy.cli.service.managers import Manager
+from grok_oauth_proxy.cli.service.systemd import SOCKET, Systemd
 from grok_oauth_proxy.cli.terminal import plain
 from grok_oauth_proxy.errors import ProxyError
 from grok_oauth_proxy.moving.surroundings import service_environment
@@ -26,7 +27,10 @@ def sentence(manager: Manager) -> str:
     view = manager.view()
     if view is None:
         return f"{manager.name}: it does not answer, or does not know the service."
-    told = _launchd(view) if isinstance(manager, Launchd) else _systemd(manager, view)
+    if isinstance(manager, Launchd):
+        told = ", ".join(f"{name} {value}" for name, value in view.items()) or "loaded"
+    else:
+        told = _systemd(manager, view)
     return plain(f"{manager.name}: {told}.")
 
 
@@ -34,7 +38,7 @@ def when_it_starts(manager: Manager) -> str:
     return "with the machine" if manager.starts_with_machine() else "when you log in"
 
 
-def _systemd(manager: Manager, view: dict[str, str]) -> str:
+def _systemd(manager: Systemd, view: dict[str, str]) -> str:
     state, code = view.get("ActiveState", "unknown"), view.get("ExecMainStatus")
     parts = [state]
     if state == "active":
@@ -48,11 +52,10 @@ def _systemd(manager: Manager, view: dict[str, str]) -> str:
     )
     if view.get("NRestarts", "0") != "0":
         parts.append(f"restarts after a failure: {view['NRestarts']}")
+    if manager.socket_file.exists():
+        held = manager.holds_port()
+        parts.append("its port is held by systemd" if held else f"{SOCKET} is stopped and holds no port")
     return ", ".join(parts)
-
-
-def _launchd(view: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in view.items()) or "loaded"
 
 
 def follow_log(manager: Manager, lines: int, *, follow: bool) -> None:
