@@ -360,6 +360,7 @@ def test_json_from_the_first_line(home: Home, own_sim: Sim) -> None:
 _INTERRUPTED_AT = """
 import os, runpy, signal, sys
 at = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal; in the background it is ignored
 def interrupt(event, arguments):
     if event == "import" and arguments[0] == at:
         os.kill(os.getpid(), signal.SIGINT)
@@ -373,6 +374,7 @@ def test_interrupted(home: Home, shared_sim: Sim, module: str) -> None:
     """Ctrl-C while the daemon starts ends it with 130 and without a traceback, whatever is being loaded."""
     home.write_store(provider_store(shared_sim.login()))
     command = [sys.executable, "-c", _INTERRUPTED_AT, module, "serve"]
-    ended = subprocess.run(command, env=environment(home, shared_sim), capture_output=True, text=True)
+    env = environment(home, shared_sim)
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
     told = ended.stdout + ended.stderr
     assert (ended.returncode, "Traceback" in told, "Aborted" in told) == (130, False, False)
