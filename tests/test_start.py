@@ -168,13 +168,27 @@ def test_bad_key_is_not_echoed(home: Home) -> None:
     assert "secret" not in line
 
 
-@pytest.mark.parametrize("number", ["99", "0", "-1"])
-def test_worker_by_hand(home: Home, number: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "given", "said"),
+    [
+        ("99", "{}\n", "--worker 99 names no socket"),
+        ("-1", "{}\n", "--worker -1 names no socket"),
+        ("0", "[]\n", "--worker is for the proxy's own use"),
+        ("0", "", "--worker is for the proxy's own use"),
+        ("0", None, "--worker is for the proxy's own use"),
+    ],
+)
+def test_worker_by_hand(home: Home, number: str, given: str | None, said: str) -> None:
     """What only a proxy may pass to its workers is refused from others in one line, with exit code 2."""
-    ended = run(environment(home), "serve", "--worker", number)
+    command = [sys.executable, "-m", "grok_oauth_proxy", "serve", "--worker", number]
+    if given is None:  # no standard input at all
+        command = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *command]
+    ended = subprocess.run(
+        command, env=environment(home), input=given, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert f"--worker {number} names no socket" in line
+    assert said in line
 
 
 def test_address_of_the_newest(home: Home, own_sim: Sim) -> None:
@@ -196,6 +210,19 @@ def test_address_of_the_one_before(home: Home, own_sim: Sim) -> None:
             assert newer.stop() == 0
         assert address.read_text() == older.url + "\n"
         assert older.stop() == 0
+    assert not address.exists()
+
+
+def test_address_that_was_stale(home: Home, own_sim: Sim) -> None:
+    """An address nobody served at the start is not put back, whoever has taken its port meanwhile."""
+    home.write_store(provider_store(own_sim.login()))
+    address = home.state.with_name("address")
+    address.parent.mkdir(mode=0o700, parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = free.getsockname()
+    address.write_text(f"http://127.0.0.1:{place[1]}\n")
+    with proxy_running(home, own_sim) as proxy, socket.create_server(place):
+        assert proxy.stop() == 0
     assert not address.exists()
 
 

@@ -175,11 +175,11 @@ async def _reload(service: Service, start: _Start) -> None:
     try:
         wanted = start.as_opened(load_settings())
         server_context(start.settings)  # a trial: a bad certificate is refused before anything has changed
-        heeded = service.heed(wanted)
+        changed = service.heed(wanted)
         if start.tls is not None:
             reload_certificate(start.tls, start.settings)
         configure_logging(wanted.log_level, wanted.log_format)
-        service.observer(heeded)
+        service.observer(changed)
     except ProxyError as error:
         service.observer(SettingsRefused(error.message))
     await service.look_at_stores()
@@ -332,12 +332,14 @@ def _warnings(start: _Start, found: Sequence[Listener]) -> Iterator[str]:
 def _address_kept(path: Path, url: str) -> Iterator[None]:
     """Keep the address where other commands find it, for as long as this process serves it.
 
-    That of a proxy that ran before stands there again afterwards, if it still runs.
+    What stood there before stands there again afterwards, if a proxy was there, and still is.
     """
     before = ""
     try:
         with suppress(FileNotFoundError, UnicodeDecodeError):
             before = path.read_text()
+        if before == url + "\n" or not is_listened_at(before.rstrip("\n")):
+            before = ""
         path.write_text(url + "\n")
     except OSError as error:
         raise StartRefused(
@@ -348,7 +350,7 @@ def _address_kept(path: Path, url: str) -> Iterator[None]:
     finally:
         with suppress(OSError):
             if path.read_text() == url + "\n":
-                if before != url + "\n" and is_listened_at(before.rstrip("\n")):
+                if before and is_listened_at(before.rstrip("\n")):
                     path.write_text(before)
                 else:
                     path.unlink()

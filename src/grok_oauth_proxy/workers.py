@@ -24,6 +24,8 @@ from typing import Final
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from grok_oauth_proxy.bugs import log_bug
+from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.observe.log import logger
 from grok_oauth_proxy.settings import environment_as_given
 
@@ -37,14 +39,23 @@ _LONG_LIFE: Final = 60.0
 """Seconds. The pause before a replacement doubles each time, until a worker has lived this long."""
 
 
-def settings_handed_over() -> Mapping[str, str] | None:
-    """What the process that started this worker wants to count of the settings file; None by hand."""
-    line = b"" if sys.stdin is None or os.isatty(0) else sys.stdin.buffer.readline()
-    try:
-        told = json.loads(line)
-    except ValueError:
-        return None
-    return told if isinstance(told, dict) else None
+def settings_handed_over() -> Mapping[str, str]:
+    """What the process that started this worker wants to count of the settings file.
+
+    Raises `ConfigurationError` when there is none: it tells that by a pipe, and ends the worker by its end.
+    """
+    told = None
+    with suppress(ValueError):
+        if sys.stdin is not None and _is_pipe(0):
+            told = json.loads(sys.stdin.buffer.readline())
+    if not isinstance(told, dict):
+        raise ConfigurationError("--worker is for the proxy's own use. Set PROXY_WORKERS to have workers.")
+    return {str(name): str(value) for name, value in told.items()}
+
+
+def _is_pipe(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)  # asyncio takes sockets for it, on some Pythons
 
 
 @contextmanager
@@ -137,7 +148,10 @@ class Workers:
 
     def _hang_up(self) -> None:
         assert self._on_hangup is not None  # noqa: S101 - for the type checker
-        self._on_hangup()
+        try:
+            self._on_hangup()
+        except Exception as error:  # noqa: BLE001 - the workers are told all the same
+            log_bug("A signal was not answered.", error)
         for process in self._serving:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGHUP)

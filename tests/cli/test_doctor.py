@@ -394,6 +394,7 @@ def test_port_of_another_proxy(home: Home, shared_sim: Sim) -> None:
         ("LoadState=not-found|ActiveState=inactive|UnitFileState=", "note", "not installed as a service"),
         ("LoadState=bad-setting|ActiveState=inactive|UnitFileState=", "wrong", "not loaded (bad-setting)"),
         ("LoadState=loaded|ExecStart={ path=/nowhere/grok ; argv[]=x }", "wrong", "/nowhere/grok"),
+        ("LoadState=loaded|ExecStart={ path=/no where/g ; argv[]=x }", "wrong", "/no where/g,"),
         ("", "note", "Not applicable"),
     ],
 )
@@ -422,6 +423,18 @@ def test_port_that_systemd_holds(home: Home, shared_sim: Sim, tmp_path: Path) ->
     assert findings["proxy"]["state"] == "note"
     assert "systemd holds its port" in findings["proxy"]["sentence"]
     assert "port" not in findings
+
+
+def test_hangs_on_a_port_that_systemd_holds(home: Home, shared_sim: Sim, tmp_path: Path) -> None:
+    """A proxy that was started by such a port and does not answer is told, and is no note."""
+    program(tmp_path / "bin" / "systemctl", 'case "$*" in *is-active*.socket) echo active ;; esac')
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        env = environment(home, shared_sim, PROXY_PORT=port)
+        env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
+        home.state.parent.mkdir(mode=0o700, parents=True)
+        home.state.with_name("address").write_text(f"http://127.0.0.1:{port}\n")
+        assert "gives no answer" in wrong(env, "proxy")
 
 
 def test_no_systemd(home: Home, shared_sim: Sim, tmp_path: Path) -> None:

@@ -430,7 +430,7 @@ def test_logout(home: Home, sim: Sim) -> None:
 
 
 def test_logout_asks(home: Home, sim: Sim) -> None:
-    """Without --yes, and with nobody to answer, nothing is ended."""
+    """Without --yes, and with nobody to answer, nothing is ended, and the exit code is that of giving up."""
     assert run(settings_of(home, sim), "login").returncode == 0
     before = own_file(home).read_bytes()
     ended = run(environment(home, sim), "logout")

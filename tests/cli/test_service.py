@@ -304,6 +304,19 @@ def test_program_out_of_reach(tmp_path: Path) -> None:
 
 
 @as_root
+def test_nobody_at_home() -> None:
+    """An account without a name and a home, as in a container, is told in one line to set HOME."""
+    code = (
+        "import os; from grok_oauth_proxy.cli.service.person import myself, ProxyError\n"
+        "os.environ.pop('HOME', None); os.setuid(4711)\n"
+        "try: myself()\n"
+        "except ProxyError as error: print(error.message)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("No home directory is known. Set HOME.\n", "")
+
+
+@as_root
 def test_root_that_may_nothing(home: Home) -> None:
     """Root without capabilities, as in a container, is told that it cannot act for another account."""
     ended = run(environment(home), *FOR_DAEMON, by=UNPRIVILEGED)

@@ -201,6 +201,6 @@ def test_streams_that_are_closed(here: Side, shared_sim: Sim) -> None:
     line = " ".join(command("export", "--move"))
     ended = here.run_by(["/bin/sh", "-c", f"exec {line} <&- >&-"])
     assert ended.returncode == 1
-    assert "The input ended without the confirmation code" in ended.stderr
+    assert "The confirmation code was not given" in ended.stderr
     assert here.home.refresh_tokens() == {tokens["refresh_token"]}
     assert here.home.auth.with_name("auth.lock").read_text() == ""

@@ -81,6 +81,16 @@ def test_mistyped(here: Side, there: Side, shared_sim: Sim) -> None:
     assert here.home.refresh_tokens() == set()
 
 
+def test_wrong_for_ever(here: Side, shared_sim: Sim) -> None:
+    """Who gives wrong codes without an end does not hold the lock without an end."""
+    here.sign_in(shared_sim)
+    with here.moving() as export:
+        export.type("y\n" * 30)
+        assert export.process.wait(PATIENCE) == 1
+        assert NOT_REMOVED in export.err.text()
+    assert not here.is_locked()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ended_while_it_waits(here: Side, shared_sim: Sim, number: signal.Signals) -> None:
     """However it is ended, nothing is removed and the lock is free again."""

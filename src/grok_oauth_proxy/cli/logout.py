@@ -20,9 +20,10 @@ def logout(yes: bool) -> None:
 
     \b
     Exit codes: 0 it is ended, or there was none
-                1 it could not be ended at xAI, or you did not want to
+                1 it could not be ended at xAI
                 2 a setting is wrong
                 3 login.json cannot be read or written
+                130 you did not want to
     """
     import asyncio
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from grok_oauth_proxy.moving.document import Document
@@ -38,6 +39,7 @@ _NOT_REMOVED = (
     "Nothing was removed here. If the other side has imported the login, it has two owners now: run this "
     "again and give the code which that import showed, or sign in again on one side."
 )
+_TRIES = 20
 _LONGEST_LINE = 1024
 """Bytes, after which a line counts as ended."""
 
@@ -137,29 +139,31 @@ def _close_to_others(descriptor: int) -> None:
 def _confirm(document: Document) -> None:
     """Ask for the code on stdin until it is given; raise `Problem` when it does not come in time."""
     _ask_for_code()
-    for line in _typed(time.monotonic() + _PATIENCE):
+    for line in islice(_typed(time.monotonic() + _PATIENCE), _TRIES):
         if "".join(line.split()).upper().replace("-", "") == document.code.replace("-", ""):
             return
         _tell("That is not the code of this login.")
         _ask_for_code()
-    raise Problem(f"The input ended without the confirmation code. {_NOT_REMOVED}")
+    raise Problem(f"The confirmation code was not given. {_NOT_REMOVED}")
 
 
 def _typed(deadline: float) -> Iterator[str]:
     """The lines of stdin, as they come, to the end; raise `Problem` at the deadline (`time.monotonic`)."""
     rest = b""
-    while True:
-        while b"\n" not in rest and len(rest) < _LONGEST_LINE:
-            if not select.select([sys.stdin], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Problem(f"No confirmation code came in time. {_NOT_REMOVED}")
+    while (left := deadline - time.monotonic()) > 0:
+        if b"\n" not in rest and len(rest) < _LONGEST_LINE:
+            if not select.select([sys.stdin], [], [], left)[0]:
+                break
             read = os.read(sys.stdin.fileno(), _LONGEST_LINE)
             if not read:
                 if rest:
                     yield rest.decode(errors="replace")
                 return
             rest += read
+            continue
         line, _, rest = rest.partition(b"\n")
         yield line.decode(errors="replace")
+    raise Problem(f"No confirmation code came in time. {_NOT_REMOVED}")
 
 
 def _ask_for_code() -> None:

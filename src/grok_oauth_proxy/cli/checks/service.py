@@ -32,7 +32,9 @@ def check_proxy(settings: Settings) -> list[Finding]:
         return [wrong("proxy", *cause_and_fix(found.message)), ok("port", f"{found.address} is a proxy's.")]
     manager = at_hand()
     if not isinstance(manager, Launchd) and manager.holds_port():  # to ask there would start it
-        return [note("proxy", "systemd holds its port, and starts it when the next client comes.")]
+        if found.code == "not_running":
+            return [note("proxy", "systemd holds its port, and starts it when the next client comes.")]
+        return [wrong("proxy", *cause_and_fix(found.message))]
     return [note("proxy", *cause_and_fix(found.message)), _port(settings)]
 
 
@@ -116,7 +118,7 @@ def check_service() -> list[Finding]:
     if shown.get("LoadState") not in ("loaded", "masked"):
         fix = f"Look at `{systemctl} status {SERVICE}`, or install it anew. {_INSTALL}"
         return [wrong("service", f"The unit is not loaded ({shown.get('LoadState')}).", fix)]
-    program = re.search(r"path=(\S+)", shown.get("ExecStart", ""))
+    program = re.search(r"path=(.+?) ; argv\[\]=", shown.get("ExecStart", ""))
     if program and not Path(program[1]).exists():
         fix = f"Run ./install.sh in its folder, or install it anew. {_INSTALL}"
         return [wrong("service", f"The unit runs {program[1]}, which does not exist.", fix)]

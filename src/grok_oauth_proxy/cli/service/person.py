@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from grok_oauth_proxy.cli.service.places import command_line
-from grok_oauth_proxy.errors import ProxyError
+from grok_oauth_proxy.errors import ConfigurationError, ProxyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,11 @@ def myself() -> Person:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    return Person(name, uid, os.getgid(), Path.home())
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise ConfigurationError("No home directory is known. Set HOME.") from None
+    return Person(name, uid, os.getgid(), home)
 
 
 def is_root() -> bool:
@@ -81,7 +85,7 @@ def living_as(person: Person) -> Iterator[None]:
     switched = os.getuid() == 0 != person.uid
     if switched:
         try:
-            os.setgroups([person.gid])
+            os.initgroups(person.name, person.gid)  # as systemd does
             os.setegid(person.gid)
             os.seteuid(person.uid)
         except PermissionError:  # root without capabilities, in a container

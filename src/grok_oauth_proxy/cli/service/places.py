@@ -35,7 +35,11 @@ class Places:
 def this_program() -> tuple[str, ...]:
     """The words that start this install from anywhere."""
     script = Path(sys.executable).absolute().with_name("grok-oauth-proxy")
-    return (str(script),) if script.is_file() else (sys.executable, "-m", "grok_oauth_proxy")
+    try:
+        script.stat()
+    except FileNotFoundError:
+        return (sys.executable, "-m", "grok_oauth_proxy")
+    return (str(script),)
 
 
 def command_line(*words: str, as_root: bool) -> str:
