@@ -90,10 +90,10 @@ def test_requests(narrow: Proxy, shared_sim: Sim) -> None:
 
 
 def in_two(proxy: Proxy) -> Iterator[bytes]:
-    """A body whose end comes when the head must have been read."""
+    """A body whose end comes when the proxy is at work on the request, beside another one."""
     text = json.dumps(STREAMED).encode()
     yield text[:10]
-    assert proxy.http.get("/health").status_code == 200
+    until(lambda: in_flight(proxy) == 2)
     yield text[10:]
 
 
@@ -136,6 +136,7 @@ def test_a_stream_nobody_could_know_of(narrow: Proxy) -> None:
         with in_chunks(content=in_two(narrow), headers=JSON | {"x-sim": "hang"}) as answer:
             assert answer.status_code == 200
             assert narrow.metric("proxy_streams_open") == 2
+        until(lambda: in_flight(narrow) == 1)
         with in_chunks(content=in_two(narrow), headers=JSON) as answer:
             assert "data: [DONE]" in list(answer.iter_lines())
     settled(narrow)
