@@ -336,25 +336,25 @@ def test_refused_start(home: Home, own_sim: Sim) -> None:
     assert "auth.json does not exist" in line
 
 
+class Told:
+    """A worker that notes the signals it gets."""
+
+    def __init__(self, name: str, told: list[tuple[str, signal.Signals]]) -> None:
+        self.name, self.told = name, told
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.told.append((self.name, number))
+
+
+def nothing() -> None:
+    pass
+
+
 def test_reload_while_one_starts() -> None:
     """A worker that starts during a reload may have the old ones: it is told once it serves."""
     told: list[tuple[str, signal.Signals]] = []
-
-    class Worker:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def send_signal(self, number: signal.Signals) -> None:
-            told.append((self.name, number))
-
-    def process(name: str) -> Process:
-        return cast("Process", Worker(name))
-
-    def nothing() -> None:
-        pass
-
     workers = Workers(3, [], "", dict, on_ready=nothing, on_end=nothing, on_hangup=nothing)
-    first, second, third = process("first"), process("second"), process("third")
+    first, second, third = (cast("Process", Told(name, told)) for name in ("first", "second", "third"))
     workers._running |= {first, second, third}  # noqa: SLF001 - no process can be made to start at the right moment
     workers._serves(first)  # noqa: SLF001
     workers._hang_up()  # noqa: SLF001
@@ -365,3 +365,19 @@ def test_reload_while_one_starts() -> None:
     assert told.count(("second", signal.SIGHUP)) == 2
     workers._serves(third)  # noqa: SLF001
     assert told.count(("third", signal.SIGHUP)) == 1
+
+
+def test_reload_that_fails_over_them(caplog: pytest.LogCaptureFixture) -> None:
+    """The workers are told of SIGHUP also where the process over them could not read its settings."""
+    told: list[tuple[str, signal.Signals]] = []
+
+    def fails() -> None:
+        raise RuntimeError
+
+    workers = Workers(1, [], "", dict, on_ready=nothing, on_end=nothing, on_hangup=fails)
+    worker = cast("Process", Told("one", told))
+    workers._running.add(worker)  # noqa: SLF001 - nothing known makes that reading fail
+    workers._serves(worker)  # noqa: SLF001
+    workers._hang_up()  # noqa: SLF001
+    assert told == [("one", signal.SIGHUP)]
+    assert "A signal was not answered." in caplog.text

@@ -21,7 +21,7 @@ from contextlib import (
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 AsOpened = Callable[[Settings], Settings]
 """Gives settings the host of the sockets that were handed over."""
+_Changed = TypeVar("_Changed")
 RunningApp = Callable[[Settings], AbstractAsyncContextManager["Service"]]
 """`running_app` in app.py."""
 
@@ -173,17 +174,22 @@ async def _reload(service: Service, start: _Start) -> None:
     """Read the settings, the certificate and the stores again. What is bad is told, and changes nothing."""
     start.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        wanted = start.as_opened(load_settings())
-        server_context(start.settings)  # a trial: a bad certificate is refused before anything has changed
-        changed = service.heed(wanted)
-        if start.tls is not None:
-            reload_certificate(start.tls, start.settings)
-        configure_logging(wanted.log_level, wanted.log_format)
-        service.observer(changed)
+        service.observer(_read_again(start, service.heed))
     except ProxyError as error:
         service.observer(SettingsRefused(error.message))
     await service.look_at_stores()
     start.manager.tell("READY=1")
+
+
+def _read_again(start: _Start, heed: Callable[[Settings], _Changed]) -> _Changed:
+    """What `heed` says to the settings as they are by now. Raises `ProxyError`; then nothing has changed."""
+    wanted = start.as_opened(load_settings())
+    server_context(start.settings)  # a trial: a bad certificate is refused before anything has changed
+    changed = heed(wanted)
+    if start.tls is not None:
+        reload_certificate(start.tls, start.settings)
+    configure_logging(wanted.log_level, wanted.log_format)
+    return changed
 
 
 async def _supervise(start: _Start) -> int:
@@ -217,13 +223,13 @@ class _HandedOver:
     def read_again(self) -> None:
         """As the workers do (`_reload`), who tell of it."""
         with suppress(ProxyError):
-            wanted = self._start.as_opened(load_settings())
-            server_context(self._start.settings)
-            self._settings = heeded(self._settings, wanted)
-            kept = {name: value for name, value in self.added.items() if name.lower() not in RELOADED}
-            new = {name: value for name, value in added_by_file().items() if name.lower() in RELOADED}
-            self.added = kept | new
-            configure_logging(wanted.log_level, wanted.log_format)
+            _read_again(self._start, self._heed)
+
+    def _heed(self, wanted: Settings) -> None:
+        self._settings = heeded(self._settings, wanted)
+        kept = {name: value for name, value in self.added.items() if name.lower() not in RELOADED}
+        new = {name: value for name, value in added_by_file().items() if name.lower() in RELOADED}
+        self.added = kept | new
 
 
 @asynccontextmanager

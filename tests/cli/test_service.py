@@ -317,6 +317,22 @@ def test_nobody_at_home() -> None:
 
 
 @as_root
+def test_groups_of_the_account() -> None:
+    """What root looks at for an account it sees with that account's groups, and has its own back after it."""
+    code = (
+        "import os, pwd; from grok_oauth_proxy.cli.service.person import Person, living_as\n"
+        "os.setgroups([0, 4711])\n"
+        "entry = pwd.getpwnam('daemon')\n"
+        "with living_as(Person('daemon', entry.pw_uid, entry.pw_gid, '/')):\n"
+        "    assert os.getgroups() == sorted(os.getgrouplist('daemon', entry.pw_gid)), os.getgroups()\n"
+        "    assert os.geteuid() == entry.pw_uid\n"
+        "assert (os.getgroups(), os.geteuid()) == ([0, 4711], 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@as_root
 def test_root_that_may_nothing(home: Home) -> None:
     """Root without capabilities, as in a container, is told that it cannot act for another account."""
     ended = run(environment(home), *FOR_DAEMON, by=UNPRIVILEGED)

@@ -87,7 +87,9 @@ def test_wrong_for_ever(here: Side, shared_sim: Sim) -> None:
     with here.moving() as export:
         export.type("y\n" * 30)
         assert export.process.wait(PATIENCE) == 1
-        assert NOT_REMOVED in export.err.text()
+        told = export.err.text()
+        assert NOT_REMOVED in told
+    assert told.count("Confirmation code shown") == told.count("That is not the code") == 20
     assert not here.is_locked()
 
 

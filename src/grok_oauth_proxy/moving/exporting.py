@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from grok_oauth_proxy.moving.document import Document
@@ -138,12 +137,16 @@ def _close_to_others(descriptor: int) -> None:
 
 def _confirm(document: Document) -> None:
     """Ask for the code on stdin until it is given; raise `Problem` when it does not come in time."""
-    _ask_for_code()
-    for line in islice(_typed(time.monotonic() + _PATIENCE), _TRIES):
+    typed = _typed(time.monotonic() + _PATIENCE)
+    for _ in range(_TRIES):
+        sys.stderr.write("Confirmation code shown by the import: ")
+        sys.stderr.flush()
+        line = next(typed, None)
+        if line is None:
+            break
         if "".join(line.split()).upper().replace("-", "") == document.code.replace("-", ""):
             return
         _tell("That is not the code of this login.")
-        _ask_for_code()
     raise Problem(f"The confirmation code was not given. {_NOT_REMOVED}")
 
 
@@ -164,11 +167,6 @@ def _typed(deadline: float) -> Iterator[str]:
         line, _, rest = rest.partition(b"\n")
         yield line.decode(errors="replace")
     raise Problem(f"No confirmation code came in time. {_NOT_REMOVED}")
-
-
-def _ask_for_code() -> None:
-    sys.stderr.write("Confirmation code shown by the import: ")
-    sys.stderr.flush()
 
 
 def _tell(sentence: str) -> None:
