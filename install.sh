@@ -49,7 +49,9 @@ import_export() {
         printf 'The export was removed: it held your login.\n'
         return
     done
-    printf 'No xai-oauth.json lies beside install.sh, in %s or in %s: no login is imported.\n' "$started_in" "$HOME"
+    where=$started_in
+    [ "$HOME" = "$started_in" ] || where="$started_in or in $HOME"
+    printf 'No xai-oauth.json lies beside install.sh or in %s: no login is imported.\n' "$where"
 }
 
 # check_all: what `doctor` finds wrong, a line each with the next step; asks the API, by way of the proxy if one runs.

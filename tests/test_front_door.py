@@ -80,6 +80,15 @@ def test_foreign_pages(shared_proxy: Proxy, headers: dict[str, str]) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize("method", ["TRACE", "trace"])
+def test_trace(shared_proxy: Proxy, shared_sim: Sim, method: str) -> None:
+    """The method whose answer would show our bearer to the client is not forwarded."""
+    before = shared_sim.counters()["api_requests"]
+    answer = shared_proxy.http.request(method, "/v1/models")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_implemented")
+    assert shared_sim.counters()["api_requests"] == before
+
+
 def test_own_page(shared_proxy: Proxy) -> None:
     """The proxy's own origin is no foreign page."""
     assert shared_proxy.http.get("/v1/models", headers={"Origin": shared_proxy.url}).status_code == 200

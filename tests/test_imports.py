@@ -21,6 +21,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {
             "",
             "settings",
+            "address",
             "settings_file",
             "events",
             "errors",
@@ -54,6 +55,7 @@ ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "
 ENVIRONMENT_READERS = frozenset(
     {
         "settings",
+        "__main__",  # an empty HOME
         "cli.demo_stage",
         "cli.service.person",
         "cli.surroundings",
@@ -236,14 +238,16 @@ def test_moving_needs_nothing_but_python() -> None:
     strangers = {
         name
         for module, tree in modules().items()
-        if room(module) in ("moving", "settings_file")
+        if room(module) in ("moving", "address", "settings_file")
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (
             [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
         )
         if name.partition(".")[0] not in sys.stdlib_module_names
-        and not f"{name}.".startswith((f"{PACKAGE}.moving.", f"{PACKAGE}.settings_file."))
+        and not f"{name}.".startswith(
+            (f"{PACKAGE}.moving.", f"{PACKAGE}.address.", f"{PACKAGE}.settings_file.")
+        )
     }
     assert strangers == set()
 

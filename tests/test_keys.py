@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from tests.credentials.users import NOBODY, as_root
 from tests.harness import PATIENCE, Home, Json, Proxy, environment, provider_store, proxy_running, run
 from tests.sim.harness import Sim, client
 
@@ -168,6 +171,23 @@ def test_damaged_while_it_runs(keyed: Keyed) -> None:
     path.write_text(whole)
 
 
+@as_root
+def test_replaced_by_another_user(keyed: Keyed) -> None:
+    """A file that another user has put there lets nobody in, and the log says so."""
+    path = keyed.proxy.home.state.with_name("keys.json")
+    mine, theirs = path.rename(path.with_name("mine")), path.with_name("theirs")
+    digest = hashlib.sha256(keyed.keys["wrong"].encode()).hexdigest()
+    added = {"name": "guest", "sha256": digest, "added_at": "2026-01-01T00:00:00Z"}
+    theirs.write_text(json.dumps({"version": 1, "keys": [added]}))
+    os.chown(theirs, NOBODY, NOBODY)
+    theirs.rename(path)
+    time.sleep(1)
+    assert error(keyed.get("wrong")) == (401, "invalid_api_key")
+    keyed.proxy.err.wait_for("belongs to another user, so it is not used.*keys_unusable")
+    assert keyed.get("laptop").status_code == 200
+    mine.rename(path)
+
+
 def test_the_first_and_the_last(home: Home, own_sim: Sim) -> None:
     """The first key closes a proxy that runs, to everybody else; revoking the last one does not open it."""
     home.write_store(provider_store(own_sim.login()))
@@ -227,6 +247,15 @@ def test_no_room_for_the_key(home: Home) -> None:
         assert message in ended.stderr
         assert "Traceback" not in ended.stderr
     assert json.loads(run(env, "keys", "list", "--json").stdout)["keys"] == []
+
+
+def test_nowhere_to_print_the_key(home: Home) -> None:
+    """Without a standard output no key is made that nobody would know."""
+    line = f"exec {sys.executable} -m grok_oauth_proxy keys add a >&-"
+    ended = subprocess.run(["/bin/sh", "-c", line], env=environment(home), stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert "no standard output" in ended.stderr
+    assert not home.state.with_name("keys.json").exists()
 
 
 def test_beyond_loopback(home: Home, own_sim: Sim, tmp_path: Path) -> None:

@@ -181,6 +181,22 @@ def test_no_folder(home: Home, own_sim: Sim, path: Path) -> None:
     assert "Make the folder" in refusal(home, own_sim, path)
 
 
+def test_path_with_control_characters(home: Home, own_sim: Sim, path: Path) -> None:
+    """A path that would break the line of other commands and logs is refused."""
+    assert "control characters" in refusal(home, own_sim, path.with_name("a\nb"))
+
+
+def test_relative_to_nowhere(home: Home, own_sim: Sim, path: Path) -> None:
+    """A relative path is refused in a line where the folder it would begin at is gone."""
+    home.write_store(provider_store(own_sim.login()))
+    code = "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+    env = environment(home, own_sim, PROXY_UDS="grok.sock", PROXY_TCP="false")
+    ended = run(env, by=(sys.executable, "-c", code, str(path.parent)))
+    assert ended.returncode == 3
+    assert "Use an absolute path" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_path_too_long(home: Home, own_sim: Sim, path: Path) -> None:
     """A path longer than the system takes is told as such."""
     assert "too long" in refusal(home, own_sim, path.with_name("x" * 120))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -226,6 +228,35 @@ def test_address_that_was_stale(home: Home, own_sim: Sim) -> None:
     assert not address.exists()
 
 
+@pytest.mark.parametrize("what", ["link", "pipe", "bytes", "long"])
+def test_something_else_in_the_address_place(home: Home, own_sim: Sim, what: str) -> None:
+    """Whatever lies where the address is kept is neither waited for, nor read whole, nor written through."""
+    home.write_store(provider_store(own_sim.login()))
+    address, precious = home.state.with_name("address"), home.path / "precious"
+    address.parent.mkdir(mode=0o700, parents=True)
+    precious.write_text("precious")
+
+    def put() -> None:
+        address.unlink(missing_ok=True)
+        if what == "link":
+            address.symlink_to(precious)
+        elif what == "pipe":
+            os.mkfifo(address)
+        else:
+            address.write_bytes(b"\xff\xfe" * (2 if what == "bytes" else 1000))
+
+    put()
+    with proxy_running(home, own_sim) as proxy:
+        assert address.read_text() == proxy.url + "\n"
+        put()
+        ended = run(environment(home, own_sim), "status")
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        assert proxy.stop() == 0
+        assert "Traceback" not in proxy.err.text()
+    assert precious.read_text() == "precious"
+
+
 def test_next_port(home: Home, own_sim: Sim) -> None:
     """A busy port is passed over for the next free one, said on start and kept in the state folder."""
     home.write_store(provider_store(own_sim.login()))
@@ -363,6 +394,18 @@ def test_stops_cleanly(home: Home, own_sim: Sim) -> None:
     with proxy_running(home, own_sim) as proxy:
         assert proxy.stop() == 0
         assert "Traceback" not in proxy.err.text()
+
+
+def test_empty_home(tmp_path: Path) -> None:
+    """A HOME without a value is none: it does not mean the root folder."""
+    env = {"PATH": os.environ["PATH"], "HOME": "", "HERMES_CLI_REQUIRED": "false"}
+    code = "import os, runpy, sys; from pathlib import Path; sys.argv = ['x', '--version']\n"
+    code += "try: runpy.run_module('grok_oauth_proxy', run_name='__main__')\n"
+    code += "except SystemExit: print(Path.home())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.stdout.splitlines()[-1] == str(Path(pwd.getpwuid(os.getuid()).pw_dir))
 
 
 def test_module_without_arguments_is_the_daemon(home: Home) -> None:

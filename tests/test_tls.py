@@ -325,10 +325,12 @@ def test_files_that_cannot_be_used(tmp_path: Path, shown: Certificate) -> None:
         timeout=PATIENCE,
     )
     encrypted.chmod(0o600)
+    os.mkfifo(tmp_path / "pipe")
     for certificate, key, told in (
         (tmp_path / "none.pem", made.key, "PROXY_TLS_CERT"),
         (made.certificate, tmp_path / "none.pem", "PROXY_TLS_KEY"),
-        (made.certificate, tmp_path, "Is a directory"),
+        (made.certificate, tmp_path, "is not a regular file"),
+        (tmp_path / "pipe", made.key, "is not a regular file"),
         (made.key, made.key, "must be PEM files"),
         (made.certificate, shown.key, "is not the key of the certificate"),
         (made.certificate, encrypted, "is encrypted"),

@@ -185,6 +185,19 @@ def test_a_worker_that_dies_is_replaced(home: Home, own_sim: Sim) -> None:
         assert len(before & workers_of(proxy)) == 1
 
 
+def test_a_worker_that_hangs_is_replaced(home: Home, own_sim: Sim) -> None:
+    """One whose event loop stands still is killed, also at the end, where it would keep the others."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_WORKERS=2, WATCHDOG_USEC=4_000_000) as proxy:
+        hung = min(workers_of(proxy))
+        os.kill(hung, signal.SIGSTOP)
+        proxy.err.wait_for(f"Worker {hung} has given no sign of life for 4 s: it is killed")
+        wait_until(lambda: hung not in workers_of(proxy) and len(workers_of(proxy)) == 2)
+        assert ask(proxy, 20) == [200] * 20
+        os.kill(min(workers_of(proxy)), signal.SIGSTOP)
+        assert proxy.stop() == 0
+
+
 def test_the_end(home: Home, own_sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> None:
     """SIGTERM ends all of them with exit code 0, and leaves no port, process, address or folder behind."""
     scratch = tmp_path_factory.mktemp("scratch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import stat
 from pathlib import Path
@@ -67,10 +68,14 @@ def out_of_time(context: ssl.SSLContext, certificate: Path) -> str | None:
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     for name, path in (("PROXY_TLS_CERT", certificate), ("PROXY_TLS_KEY", key)):
         try:
-            with path.open("rb"):
-                pass
+            # Opening a pipe in its place would wait for its writer for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise _refused(f"{name} {path} cannot be read: {error.strerror}.") from None
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        if not regular:
+            raise _refused(f"{name} {path} is not a regular file.")
     _check_mode(key)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
 
+from grok_oauth_proxy.address import ADDRESS_FILE, read_address, write_address
 from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.certificate import out_of_time, reload_certificate, server_context
 from grok_oauth_proxy.errors import ConfigurationError, ProxyError, StartRefused
@@ -36,7 +37,7 @@ from grok_oauth_proxy.safe_start import heeded, prepare_state, refuse_unsafe_sta
 from grok_oauth_proxy.secrecy import keep_memory_private
 from grok_oauth_proxy.settings import RELOADED, Settings, added_by_file, load_settings
 from grok_oauth_proxy.systemd import Manager, inherited_sockets
-from grok_oauth_proxy.workers import READY, Workers, metrics_folder
+from grok_oauth_proxy.workers import ALIVE, READY, Workers, metrics_folder
 
 if TYPE_CHECKING:
     from grok_oauth_proxy.app import Service
@@ -202,6 +203,7 @@ async def _supervise(start: _Start) -> int:
                 [listener.socket for listener in found],
                 folder,
                 lambda: handed_over.added,
+                **({"patience": start.manager.patience} if start.manager.patience else {}),
                 on_ready=partial(_greet, start, found),
                 on_end=partial(start.manager.tell, "STOPPING=1"),
                 on_hangup=None if start.at_terminal else handed_over.read_again,
@@ -253,9 +255,9 @@ async def _answered(asked: asyncio.Event, answer: Callable[[], Awaitable[object]
 
 
 @asynccontextmanager
-async def _reassured(manager: Manager) -> AsyncIterator[None]:
+async def _reassured(manager: Manager, tell: Callable[[], object] | None = None) -> AsyncIterator[None]:
     """The service manager hears of this process for as long as the block lasts."""
-    alive = asyncio.create_task(manager.reassure(), name="watchdog")
+    alive = asyncio.create_task(manager.reassure(tell), name="watchdog")
     try:
         yield
     finally:
@@ -268,11 +270,19 @@ async def _work(start: _Start, running_app: RunningApp, sockets: list[socket.soc
         for sock in sockets:
             stack.enter_context(sock)
         hung_up = asyncio.Event()
+        os.set_blocking(sys.stdout.fileno(), False)  # a parent that is stopped reads nothing
         async with (
+            _reassured(start.manager, partial(_tell_parent, ALIVE)),
             running_app(start.settings) as service,
             _answered(hung_up, partial(_reload, service, start)),
         ):
-            server = _server(service, start, on_ready=_tell_ready, on_end=lambda: None, on_hangup=hung_up.set)
+            server = _server(
+                service,
+                start,
+                on_ready=partial(_tell_parent, READY),
+                on_end=lambda: None,
+                on_hangup=hung_up.set,
+            )
             loop, parent = asyncio.get_running_loop(), sys.stdin.fileno()
 
             def orphaned() -> None:
@@ -284,9 +294,9 @@ async def _work(start: _Start, running_app: RunningApp, sockets: list[socket.soc
             await server.serve(sockets=sockets)
 
 
-def _tell_ready() -> None:
-    with suppress(BrokenPipeError):  # the parent was killed, which is noticed in a moment
-        os.write(sys.stdout.fileno(), READY)
+def _tell_parent(line: bytes) -> None:
+    with suppress(BrokenPipeError, BlockingIOError):  # the parent was killed, which is noticed in a moment
+        os.write(sys.stdout.fileno(), line)
 
 
 def _inherited(descriptor: int) -> socket.socket:
@@ -300,7 +310,7 @@ def _inherited(descriptor: int) -> socket.socket:
 
 @contextmanager
 def _listening(start: _Start) -> Iterator[list[Listener]]:
-    address = start.settings.grok_proxy_auth_state.parent / "address"
+    address = start.settings.grok_proxy_auth_state.with_name(ADDRESS_FILE)
     with listeners(start.settings, start.opened) as found, _address_kept(address, found[0].address):
         yield found
 
@@ -342,11 +352,11 @@ def _address_kept(path: Path, url: str) -> Iterator[None]:
     """
     before = ""
     try:
-        with suppress(FileNotFoundError, UnicodeDecodeError):
-            before = path.read_text()
-        if before == url + "\n" or not is_listened_at(before.rstrip("\n")):
+        with suppress(OSError):
+            before = read_address(path)
+        if before == url or not is_listened_at(before):
             before = ""
-        path.write_text(url + "\n")
+        write_address(path, url)
     except OSError as error:
         raise StartRefused(
             f"{path} cannot be written: {error.strerror}. Make its folder writable.", code="state_unusable"
@@ -355,9 +365,9 @@ def _address_kept(path: Path, url: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if path.read_text() == url + "\n":
-                if before and is_listened_at(before.rstrip("\n")):
-                    path.write_text(before)
+            if read_address(path) == url:
+                if before and is_listened_at(before):
+                    write_address(path, before)
                 else:
                     path.unlink()
 

@@ -86,9 +86,19 @@ def listeners(settings: Settings, opened: Sequence[socket.socket]) -> Iterator[l
             sock = stack.enter_context(listen(settings.proxy_host, settings.proxy_port))
             found.append(Listener(sock, _address(sock, settings)))
         if settings.proxy_uds:
-            path = settings.proxy_uds.absolute()  # other commands are run elsewhere
+            path = _absolute(settings.proxy_uds)  # other commands are run elsewhere
             found.append(Listener(stack.enter_context(unix_socket(path)), f"{UNIX}{path}"))
         yield found
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        path = path.absolute()
+    except FileNotFoundError:
+        raise _refused(path, "the folder that this was started in is gone. Use an absolute path.") from None
+    if not str(path).isprintable():
+        raise _refused(Path(repr(str(path))), "it has control characters. Choose another path.")
+    return path
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from grok_oauth_proxy.address import ADDRESS_FILE
 from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.origins import UntrustedOrigin, trusted_url
 from grok_oauth_proxy.settings_file import BadSettingsFile, read_settings_file, settings_file
@@ -295,6 +296,7 @@ def _require_a_file_of_its_own(settings: Settings) -> None:
     names = {
         "Hermes' own store": settings.hermes_stores,
         "the proxy's own login": (state.with_name("login.json"),),
+        "the file of the proxy's address": (state.with_name(ADDRESS_FILE),),
     }
     for name, paths in names.items():
         for setting, taken in (("GROK_PROXY_AUTH_STATE", state), ("PROXY_API_KEYS_FILE", keys)):

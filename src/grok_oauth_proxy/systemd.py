@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from grok_oauth_proxy.errors import ConfigurationError
@@ -57,7 +59,8 @@ class Manager:
         # Opened now: where no file can be opened any more, signs of life are still given.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         mine = limit.isdigit() and meant_for == str(os.getpid())
-        self._pause = int(limit) / _MICROSECONDS / 2 if mine else 0.0
+        self.patience = int(limit) / _MICROSECONDS if mine else 0.0
+        """Seconds without a sign of life after which it ends this process; 0 for ever."""
 
     def __repr__(self) -> str:
         return f"Manager({self._address!r})"
@@ -76,8 +79,13 @@ class Manager:
         if self._socket is not None:
             self._socket.close()
 
-    async def reassure(self) -> None:
-        """Tell it, for as long as the event loop turns, that it does."""
-        while self._pause:
-            self.tell("WATCHDOG=1")
-            await asyncio.sleep(self._pause)
+    async def reassure(self, tell: Callable[[], object] | None = None) -> None:
+        """Tell it, for as long as the event loop turns, that it does; by `tell` where that is another way."""
+        while self.patience:
+            (tell or partial(self.tell, "WATCHDOG=1"))()
+            await asyncio.sleep(self.patience / 2)
+
+
+def watched(patience: float) -> dict[str, str]:
+    """The variables of a process that is to give signs of life to the one that starts it."""
+    return {"WATCHDOG_USEC": str(int(patience * _MICROSECONDS))}

@@ -1,7 +1,8 @@
 """Several processes behind one port. Each is a whole proxy; what they share, they share through files.
 
 Law: the grant is spent by one of them at a time, under the lock of its store, like by any other owner of it.
-A worker that dies is replaced; when this process goes, however it goes, they go too.
+A worker that dies is replaced, and so is one whose event loop stands still; when this process goes, however
+it goes, they go too.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from grok_oauth_proxy.bugs import log_bug
 from grok_oauth_proxy.errors import ConfigurationError
 from grok_oauth_proxy.observe.log import logger
 from grok_oauth_proxy.settings import environment_as_given
+from grok_oauth_proxy.systemd import watched
 
 READY: Final = b"ready\n"
 """What a worker writes to its standard output when it serves."""
+ALIVE: Final = b"alive\n"
+"""What it writes there for as long as its event loop turns, four times in the patience it is given."""
 
 _FOLDERS: Final = "grok-oauth-proxy-metrics-"
 _SHORTEST_PAUSE: Final = 1.0
@@ -84,6 +88,7 @@ class Workers:
     """`count` processes that serve `sockets`; their metrics add up in `folder`.
 
     `added`: what counts for them of the settings file, which they do not read before they are told to.
+    `patience`: seconds without a sign of life after which one that serves is killed.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Workers:
         folder: str,
         added: Callable[[], Mapping[str, str]],
         *,
+        patience: float = 60.0,
         on_ready: Callable[[], object],
         on_end: Callable[[], object],
         on_hangup: Callable[[], object] | None,
@@ -101,6 +107,7 @@ class Workers:
         self._sockets = sockets
         self._folder = folder
         self._added = added
+        self._patience = patience
         self._on_ready = on_ready
         self._on_end = on_end
         self._on_hangup = on_hangup
@@ -186,7 +193,11 @@ class Workers:
             stdin=PIPE,  # a line of settings; it ends when this closes
             stdout=PIPE,
             pass_fds=descriptors,
-            env={**environment_as_given(), "PROMETHEUS_MULTIPROC_DIR": self._folder},
+            env={
+                **environment_as_given(),
+                "PROMETHEUS_MULTIPROC_DIR": self._folder,
+                **watched(self._patience / 2),
+            },
             start_new_session=True,  # Ctrl-C in a terminal would reach it as a second signal
         )
         assert process.stdin is not None  # noqa: S101 - for the type checker
@@ -199,8 +210,11 @@ class Workers:
     async def _see_through(self, process: Process) -> int:
         """From its start to its end; its exit code."""
         assert process.stdout is not None  # noqa: S101 - for the type checker
-        if served := await process.stdout.readline() == READY:
+        while (line := await process.stdout.readline()) == ALIVE:
+            pass  # it loads its login
+        if served := line == READY:
             self._serves(process)
+            await self._heed(process, process.stdout)
         code = await process.wait()
         self._running.discard(process)
         self._serving.discard(process)
@@ -212,6 +226,22 @@ class Workers:
                 self._code = code
                 self._end(signal.SIGTERM)
         return code
+
+    async def _heed(self, process: Process, signs: asyncio.StreamReader) -> None:
+        """Until it ends; kill it when its signs of life stay away."""
+        missed = 0
+        while missed < 2:  # halves: after this process was stopped itself, one is missed although a sign came
+            try:
+                if not await asyncio.wait_for(signs.readline(), self._patience / 2):
+                    return
+                missed = 0
+            except TimeoutError:
+                missed += 1
+        logger.error(
+            "Worker %d has given no sign of life for %.0f s: it is killed.", process.pid, self._patience
+        )
+        with suppress(ProcessLookupError):
+            process.kill()
 
     def _forget(self, process: Process) -> None:
         """Remove the metrics of a worker that has never served; those of others stay in the sum."""

@@ -165,6 +165,24 @@ def test_body_stalls(strict: Proxy, shared_sim: Sim) -> None:
     wait_for_counter(shared_sim, "aborted_requests", at_least=aborted + 1)
 
 
+def test_body_that_stalls_is_told_once(home: Home, own_sim: Sim) -> None:
+    """One request that was ended for its body is one line, and one count, with what its client got."""
+    home.write_store(provider_store(own_sim.login()))
+    with proxy_running(home, own_sim, PROXY_BODY_TIMEOUT=SLOW_BODY) as proxy:
+        with dialled(proxy, sent=UPLOAD % b"") as sock:
+            assert refusal(sock) == (408, "request_timeout")
+        counted = proxy.http.get("/metrics").text
+        proxy.stop()
+        told = [line for line in proxy.err.lines if " /metrics " not in line and "ready" not in line]
+    assert [line.split()[3:6] for line in told if " 408 " in line or " 499 " in line] == [
+        ["POST", "/v1/echo", "408"]
+    ]
+    assert 'status="499"' not in counted
+    assert [line for line in counted.splitlines() if 'status="408"' in line] == [
+        'proxy_requests_total{method="POST",route="other",status="408"} 1.0'
+    ]
+
+
 def test_body_comes_slowly(strict: Proxy) -> None:
     """A body has its time for each KiB, however long it takes in all."""
     with dialled(strict, sent=UPLOAD % b"") as sock:

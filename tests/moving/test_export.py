@@ -198,9 +198,13 @@ def test_a_login_that_names_no_client(here: Side, shared_sim: Sim) -> None:
 def test_streams_that_are_closed(here: Side, shared_sim: Sim) -> None:
     """Started without stdin and stdout, neither the lock nor the login takes their place."""
     tokens = here.sign_in(shared_sim)
-    line = " ".join(command("export", "--move"))
-    ended = here.run_by(["/bin/sh", "-c", f"exec {line} <&- >&-"])
-    assert ended.returncode == 1
-    assert "The confirmation code was not given" in ended.stderr
+    for options, said in (
+        ((), "no standard output to export to"),
+        (("--output", str(here.home.path / "out.json")), "The confirmation code was not given"),
+    ):
+        line = " ".join(command("export", "--move", *options))
+        ended = here.run_by(["/bin/sh", "-c", f"exec {line} <&- >&-"])
+        assert ended.returncode == 1
+        assert said in ended.stderr
     assert here.home.refresh_tokens() == {tokens["refresh_token"]}
     assert here.home.auth.with_name("auth.lock").read_text() == ""

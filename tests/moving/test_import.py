@@ -334,14 +334,34 @@ def test_a_profile(there: Side, shared_sim: Sim, tokens: Json, document: str) ->
 
 
 def test_a_link_in_the_stores_place(there: Side, shared_sim: Sim, tokens: Json, document: str) -> None:
-    """A symbolic link to the store stays one; the file it names is written."""
+    """A symbolic link to a file beside it stays one; the file it names is written."""
     there.sign_in(shared_sim)
-    real = there.home.path / "elsewhere.json"
+    real = there.home.auth.with_name("elsewhere.json")
     there.home.auth.rename(real)
     there.home.auth.symlink_to(real)
     assert there.run("import", given=document).returncode == 0
     assert there.home.auth.is_symlink()
     assert tokens["refresh_token"] in real.read_text()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["hermes", "own"])
+def test_a_link_that_leads_outside(there: Side, shared_sim: Sim, document: str, own: bool) -> None:
+    """What the proxy would not read is not written, and its login is not handed over either."""
+    there.sign_in(shared_sim)
+    elsewhere = there.home.path / "elsewhere.json"
+    store = there.own if own else there.home.auth
+    elsewhere.write_bytes(there.home.auth.read_bytes())
+    before = elsewhere.read_bytes()
+    store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store.unlink(missing_ok=True)
+    store.symlink_to(elsewhere)
+    options = ("--own",) if own else ()
+    for arguments, given in ((("import", *options), document), (("export",), "")):
+        ended = there.run(*arguments, given=given)
+        assert ended.returncode != 0
+        assert "outside its folder" in ended.stderr
+        assert ended.stdout == ""
+    assert elsewhere.read_bytes() == before
 
 
 def test_bad_settings(there: Side, document: str) -> None:

@@ -40,6 +40,7 @@ def knock(
     named = [] if host is None else [(b"host", host)]
     scope: dict[str, Any] = {
         "headers": [*named, *headers],
+        "method": "GET",
         "scheme": scheme,
         "raw_path": path,
         "http_version": version,
@@ -286,6 +287,7 @@ def test_the_key_opens_nothing_else() -> None:
 def test_refusals_keep_the_secret() -> None:
     """What is refused is not repeated, and neither is the key."""
     scope: dict[str, Any] = {
+        "method": "GET",
         "headers": [(b"host", b"localhost"), (b"x-api-key", b"canary-offered")],
         "raw_path": b"/v1/models",
         "http_version": "1.1",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -61,6 +62,10 @@ def add(name: str, requests_per_minute: int | None, concurrent: int | None) -> N
 
     The limits hold for each of PROXY_WORKERS.
     """
+    from grok_oauth_proxy.errors import ProxyError
+
+    if sys.__stdout__ is None:
+        raise ProxyError("There is no standard output to print the key to. None was made.", code="no_output")
     file = _file()
     key = asyncio.run(file.add(name, requests_per_minute=requests_per_minute, concurrent=concurrent))
     try:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from grok_oauth_proxy.address import ADDRESS_FILE, read_address
 from grok_oauth_proxy.credentials.client_keys import KeysFile
 from grok_oauth_proxy.moving.pinning import pinned_context
 from grok_oauth_proxy.settings import Settings
@@ -52,9 +53,9 @@ class Absent:
 
 def find_running(settings: Settings) -> Running | Absent:
     """Read the address file and ask who is there; takes `PATIENCE` seconds twice at most."""
-    path = settings.grok_proxy_auth_state.parent / "address"
+    path = settings.grok_proxy_auth_state.with_name(ADDRESS_FILE)
     try:
-        noted = path.read_bytes()[:256].decode("utf-8", "replace").rstrip("\n")
+        noted = read_address(path)
     except FileNotFoundError:
         return Absent("not_running", f"No proxy is running here. {_start_it()}")
     except OSError as error:

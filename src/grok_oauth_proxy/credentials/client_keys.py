@@ -88,7 +88,7 @@ class KeysFile:
         try:
             if make_private(self.path):
                 return f"{self.path} was open to other users and is now private."
-            exposed = self.path.stat().st_mode & 0o022
+            found = self.path.stat()
         except FileNotFoundError:
             raise StoreProblem(
                 f"{self.path} is not there. Put it back, or make new keys with `grok-oauth-proxy keys add "
@@ -100,7 +100,12 @@ class KeysFile:
                 f"{self.path} cannot be used: {error.strerror}. Make it readable for this user.",
                 code="unreadable",
             ) from None
-        if exposed:
+        if found.st_uid not in (os.geteuid(), 0):
+            raise StoreProblem(
+                f"{self.path} belongs to another user, so it is not used. Make it your own, or remove it.",
+                code="exposed",
+            )
+        if found.st_mode & 0o022:
             raise StoreProblem(
                 f"Other users may write {self.path}, so it is not used. Its owner must run chmod 600 on it.",
                 code="exposed",

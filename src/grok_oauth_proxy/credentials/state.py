@@ -146,7 +146,7 @@ class StateFile:
                 raise StoreProblem(
                     f"{problem.message} It cannot be set aside: {error.strerror}.", code="state_unusable"
                 ) from None
-            return f"{problem.message} It is kept as {kept}; a new one is written."
+            return f"{problem.message} It is kept as {kept}; the next one is new."
         return None
 
     def save(self, state: State) -> None:

@@ -288,6 +288,10 @@ class Caller(FlowControl):
                 busy.leave()
                 busy.cut()
                 return
+            if busy.begun:
+                busy.keep_alive = False
+                busy.turn_out(error)
+                return
             busy.abandon()
         self._turn_away(error)
 

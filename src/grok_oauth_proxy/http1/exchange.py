@@ -64,6 +64,8 @@ class Exchange:
     """Why it is stopped, though the client is there."""
     task: asyncio.Task[None] | None = None
     """What gives the answer, once it is this request's turn."""
+    begun = False
+    """It is at work: stopped before, it could not answer."""
     _news = False
     """Something has come since the last `receive`, or the exchange has ended."""
     _waiter: asyncio.Future[None] | None = None
@@ -139,7 +141,7 @@ class Exchange:
         return self._wire.is_kept_waiting_by(self)
 
     def turn_out(self, error: ProxyError) -> None:
-        """Others need its place: whoever works on it is stopped, and is to answer with this error."""
+        """It cannot go on: whoever works on it is stopped, and is to answer with this error."""
         self.turned_out = error
         if self.task is not None:
             self.task.cancel()
@@ -275,6 +277,7 @@ class Exchange:
         """Have `app` give the answer; its task is in `running` meanwhile."""
         task = self.task
         assert task is not None  # noqa: S101 - it runs in it
+        self.begun = True
         running.add(task)
         try:
             if self._wire.full:

@@ -108,6 +108,8 @@ def _hand_over(document: Document, output: Path | None) -> None:
     if output is not None:
         write_new(output, document.text())
         return
+    if sys.__stdout__ is None:  # the caller closed it
+        raise Problem("There is no standard output to export to. Nothing was removed. Use --output FILE.")
     try:
         _close_to_others(sys.stdout.fileno())
         sys.stdout.write(document.text())

@@ -79,11 +79,22 @@ def _taken(descriptor: int, path: Path) -> bool:
     return True
 
 
+def _real(path: Path) -> Path:
+    """The file that `path` names; raise `Problem` where that lies outside its folder, which may be a link."""
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(os.path.realpath(path.parent)):
+        raise Problem(
+            f"{path} is a link to {target}, outside its folder, so it is not used. "
+            "Put the file itself there, or link the whole folder."
+        )
+    return target
+
+
 def read_json(path: Path) -> Json | None:
     """The JSON object in `path`, None when there is no file; raise `Problem` when it can't be read."""
     try:
         # Opening a pipe in a file's place would wait for its writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(_real(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as file:
             regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
             text = file.read(_MAX_STORE + 1) if regular else b""
@@ -105,10 +116,10 @@ def read_json(path: Path) -> Json | None:
 def write_json(path: Path, content: Json) -> None:
     """Replace `path` by `content`, atomically, mode 0600, on disk when this returns; raise `Problem`.
 
-    A symbolic link is followed, as Hermes does: the file it names is replaced, the link stays.
+    A link to a file in the same folder is followed, as Hermes does: the file is replaced, the link stays.
     """
     try:
-        _write(Path(os.path.realpath(path)), (json.dumps(content, indent=2) + "\n").encode())
+        _write(_real(path), (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise Problem(
             f"{path} cannot be written: {error.strerror}. Free some space or repair its permissions."

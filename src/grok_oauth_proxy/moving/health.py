@@ -9,6 +9,7 @@ import time
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
+from grok_oauth_proxy.address import read_address
 from grok_oauth_proxy.moving.claims import moment
 from grok_oauth_proxy.moving.document import Document
 from grok_oauth_proxy.moving.files import Json
@@ -28,8 +29,7 @@ def running_proxy(surroundings: Surroundings) -> str | None:
     Raises `Problem` when it is not known by what it could be told from another program.
     """
     try:
-        with surroundings.address.open(encoding="ascii", errors="replace") as file:
-            url = file.readline(256).strip()
+        url = read_address(surroundings.address)
     except OSError:
         return None
     try:

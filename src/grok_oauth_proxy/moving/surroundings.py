@@ -11,6 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from grok_oauth_proxy.address import ADDRESS_FILE
 from grok_oauth_proxy.moving.problems import Problem
 from grok_oauth_proxy.settings_file import BadSettingsFile, read_settings_file, settings_file
 
@@ -41,7 +42,7 @@ class Surroundings:
     @property
     def address(self) -> Path:
         """One line: the URL of the running proxy."""
-        return self.state.with_name("address")
+        return self.state.with_name(ADDRESS_FILE)
 
 
 def look_around() -> Surroundings:

@@ -37,7 +37,7 @@ from grok_oauth_proxy.observe.processes import Processes
 
 _disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client has no type for it
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 
 _TOGETHER: Final = 500

@@ -18,6 +18,8 @@ from grok_oauth_proxy.proxy.upstream import Answer, UpstreamFailure
 from grok_oauth_proxy.proxy.websocket import Handshake
 
 _UPLOAD_LIFE: Final = 60.0
+_LONGEST_ID: Final = 200
+"""Characters of an id of the API's that are noted."""
 
 
 class Client(Protocol):
@@ -91,7 +93,7 @@ class Exchange:
             self.request_id = new_request_id()
             headers.append((b"x-request-id", self.request_id.encode()))
         else:
-            self.request_id = theirs.decode("latin-1")
+            self.request_id = theirs.decode("latin-1")[:_LONGEST_ID]
 
     @property
     def life_needed(self) -> float:

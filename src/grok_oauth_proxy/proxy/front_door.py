@@ -62,6 +62,9 @@ class FrontDoor:
         headers: Headers = scope["headers"]
         first = first_values(headers)
         host = self._check_host(scope, headers, first)
+        if scope["method"].upper() == "TRACE":
+            # Its answer is the request as it came (RFC 9110 §9.3.8): it would show the client our bearer.
+            raise ClientError("TRACE is not forwarded. Use GET.", code="not_implemented", status=501)
         if b"origin" in first or (first.get(b"sec-fetch-site") or b"none") not in _OWN_SITES:
             self._check_origin(headers, f"{scope['scheme']}://{host}")
         if not (self._everywhere or is_api_path(scope["raw_path"])):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 YOUNG: Final = 10.0
 """Seconds in which the inference edge may not know a token yet (facts: API, it learns of new tokens late)."""
 STALE_BUDGET: Final = 2.8

@@ -85,7 +85,7 @@ def _port(settings: Settings) -> Finding:
         fix = "Choose another PROXY_HOST or PROXY_PORT."
         return wrong("port", f"The proxy could not listen on {host} port {port}.", fix)
     if isinstance(ask(address_of(settings), settings), Running):
-        sentence = f"Another grok-oauth-proxy, with another state folder, has port {port}."
+        sentence = f"Another grok-oauth-proxy, not the one noted in this state folder, has port {port}."
         return note("port", sentence, "Use that one, or set PROXY_PORT.")
     holder = port_holder(port) or "another program"
     fix = "End it, or set PROXY_PORT: a start would take the next free port, where clients do not look."
