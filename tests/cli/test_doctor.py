@@ -317,7 +317,8 @@ def refusing_egress() -> Iterator[int]:
 def test_silence_ends_in_time(home: Home, shared_sim: Sim) -> None:
     """Servers that take a connection and say nothing, and a check that hangs, are given up together."""
     home.state.parent.mkdir(parents=True, mode=0o700)
-    os.mkfifo(home.state.parent / "address")
+    certificate = home.path / "certificate.pem"
+    os.mkfifo(certificate)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         env = environment(
@@ -325,7 +326,10 @@ def test_silence_ends_in_time(home: Home, shared_sim: Sim) -> None:
             shared_sim,
             XAI_OAUTH_ISSUER=f"https://127.0.0.1:{port}",
             XAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
+            PROXY_TLS_CERT=certificate,
+            PROXY_TLS_KEY=certificate,
         )
+        home.state.with_name("address").write_text(f"https://127.0.0.1:{port}\n")
         began = time.monotonic()
         findings = examine(env)[1]
         took = time.monotonic() - began
@@ -381,7 +385,7 @@ def test_port_of_another_proxy(home: Home, shared_sim: Sim) -> None:
         port = other.url.rpartition(":")[2]
         finding = examine(environment(home, shared_sim, PROXY_PORT=port))[1]["port"]
     assert finding["state"] == "note"
-    assert "another state folder" in finding["sentence"]
+    assert "not the one noted in this state folder" in finding["sentence"]
 
 
 @pytest.mark.parametrize(

@@ -178,11 +178,12 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 def _sources() -> dict[str, str]:
-    """This package's modules by name, and the one it needs beside it; the package around is an empty one."""
+    """This package's modules by name, and those it needs beside it; the package around is an empty one."""
     here = Path(__file__).parent
     name = f"{_PACKAGE}.{here.name}"
-    beside = here.with_name("settings_file.py")
-    sources = {_PACKAGE: "", name: "", f"{_PACKAGE}.{beside.stem}": beside.read_text(encoding="utf-8")}
+    sources = {_PACKAGE: "", name: ""}
+    for beside in ("address", "settings_file"):
+        sources[f"{_PACKAGE}.{beside}"] = here.with_name(f"{beside}.py").read_text(encoding="utf-8")
     for path in here.glob("*.py"):
         if path.stem != "__init__":
             sources[f"{name}.{path.stem}"] = path.read_text(encoding="utf-8")
