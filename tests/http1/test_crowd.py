@@ -165,10 +165,10 @@ def test_body_stalls(strict: Proxy, shared_sim: Sim) -> None:
     wait_for_counter(shared_sim, "aborted_requests", at_least=aborted + 1)
 
 
-def test_body_that_stalls_is_told_once(home: Home, own_sim: Sim) -> None:
+def test_body_that_stalls_is_told_once(home: Home, shared_sim: Sim) -> None:
     """One request that was ended for its body is one line, and one count, with what its client got."""
-    home.write_store(provider_store(own_sim.login()))
-    with proxy_running(home, own_sim, PROXY_BODY_TIMEOUT=SLOW_BODY) as proxy:
+    home.write_store(provider_store(shared_sim.login()))
+    with proxy_running(home, shared_sim, PROXY_BODY_TIMEOUT=SLOW_BODY) as proxy:
         with dialled(proxy, sent=UPLOAD % b"") as sock:
             assert refusal(sock) == (408, "request_timeout")
         counted = proxy.http.get("/metrics").text

@@ -42,7 +42,7 @@ from grok_oauth_proxy.proxy.target import outside_api
 from grok_oauth_proxy.proxy.upstream import Upstream
 from grok_oauth_proxy.web.gateway import Gateway
 
-EXAMPLES = 1000
+EXAMPLES = 500
 LAST = b"GET /v1/last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 Seen = tuple[bytes, bytes, bytes]
